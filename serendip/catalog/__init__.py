@@ -1,0 +1,1 @@
+"""Items, logs, media decoding and the synthetic world: what a user brings, checked."""

@@ -1,0 +1,195 @@
+"""One TOML sets everything; what it leaves out has the value below, which is ``tiny``.
+
+``--config tiny`` is these defaults: the synthetic world in its small size. A file overrides
+single keys; a key that does not exist is an error, not a silent drop. This module knows what
+can be set, not what is done with it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from serendip.core import InvalidRequest
+
+
+class Section(BaseModel):
+    """Settings of one room: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SynthConfig(Section):
+    """The synthetic world (``serendip synth``). DESIGN's planted structure, in numbers."""
+
+    items_per_topic: int = Field(36, ge=8, le=10_000)
+    users: int = Field(2000, ge=10)
+    interactions: int = Field(300_000, ge=1000)
+    # "named": the second theme names the sibling topic that delights. "null": it predicts
+    # nothing, which is what a claim is checked against.
+    second_theme: Literal["named", "null"] = "named"
+    captions: int = Field(4000, ge=100)
+    days: int = Field(60, ge=1)
+
+
+class TreeConfig(Section):
+    """The 4-level tree (``serendip tree``)."""
+
+    branching: tuple[int, int, int, int] = (2, 2, 4, 4)
+    # "text": TF-IDF and SVD of title and text. "column": the float list column `vector` of
+    # items.parquet.
+    vectors: Literal["text", "column"] = "text"
+    dimensions: int = Field(96, ge=2, le=4096)
+    min_df: int = Field(2, ge=1)
+    # Words in more than this share of the items carry no interest.
+    max_df: float = Field(0.5, gt=0, le=1)
+    # A cluster's weight may pass its equal share by this factor.
+    tolerance: float = Field(0.15, gt=0)
+    # Balance on alpha x traffic + (1 - alpha) x count.
+    balance_alpha: float = Field(0.0, ge=0, le=1)
+    restarts: int = Field(8, ge=1)
+    # Distinctive words in a description, besides its parent's word.
+    words: int = Field(2, ge=1, le=6)
+
+
+class CurationConfig(Section):
+    """The training pairs (``serendip curate``)."""
+
+    session_gap_s: int = Field(1800, ge=1)
+    min_support: float = Field(2.0, gt=0)
+    # Observations' worth of the prior mean that a mean satisfaction is shrunk by.
+    shrinkage: float = Field(5.0, ge=0)
+    # 10 in the paper, whose model comes pretrained; the embedded one starts from nothing and
+    # needs more examples of every cluster.
+    contexts_per_cluster: int = Field(20, ge=1)
+    held_out_share: float = Field(0.15, gt=0, lt=1)
+    memory_limit: str = "2GB"
+
+
+class PlannerConfig(Section):
+    """The MLLM and its fine-tuning (``serendip finetune``)."""
+
+    # A checkpoint folder or hub name; "embedded": a tiny Gemma 3 built here.
+    checkpoint: str = "embedded"
+    # "video_cot": thumbnail and frames, reasoning first. "text": title and text alone.
+    style: Literal["video_cot", "text"] = "video_cot"
+    frames: int = Field(2, ge=0, le=16)
+    text_chars: int = Field(400, ge=0)
+    vocabulary: int = Field(1536, ge=300)
+    pretrain_steps: int = Field(250, ge=0)
+    pretrain_lr: float = Field(2e-3, gt=0)
+    steps: int = Field(200, ge=1)
+    lr: float = Field(1.5e-3, gt=0)
+    batch_size: int = Field(32, ge=1)
+    # Share of title words left out while training, so that the title alone is not enough.
+    word_dropout: float = Field(0.15, ge=0, lt=1)
+    # Share of description-only rows in fine-tuning.
+    description_rows: float = Field(0.1, ge=0, lt=1)
+    # Optimizer steps between two looks at match rate and recall; 0: at the end alone.
+    log_every: int = Field(50, ge=0)
+    threads: int = Field(2, ge=1)
+
+
+class PlansConfig(Section):
+    """Bulk planning (``serendip plan``)."""
+
+    # Share of the impressions that the corpus covers.
+    coverage: float = Field(0.8, gt=0, le=1)
+    clusters: int = Field(8, ge=1, le=8)
+    beams: int = Field(12, ge=1, le=256)
+    max_reasoning_tokens: int = Field(48, ge=1)
+    batch_size: int = Field(64, ge=1)
+    chunk_items: int = Field(256, ge=1)
+
+
+class RetrieverConfig(Section):
+    """The sequence model (``serendip retriever``)."""
+
+    dimensions: int = Field(64, ge=4)
+    blocks: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    max_history: int = Field(100, ge=2, le=1000)
+    dropout: float = Field(0.15, ge=0, lt=1)
+    epochs: int = Field(8, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    # Items above which full cross-entropy gives way to uniform sampled softmax.
+    sampled_above: int = Field(10_000, ge=1)
+    negatives: int = Field(512, ge=1)
+    threads: int = Field(2, ge=1)
+
+
+class Config(Section):
+    """All settings."""
+
+    name: str = "tiny"
+    seed: int = Field(0, ge=0)
+    # "synth" makes the data, "movielens" imports it from source_path, "files" finds the
+    # parquet files of docs/data.md in data_dir.
+    source: Literal["synth", "movielens", "files"] = "synth"
+    source_path: str = ""
+    # {name} and {seed} are filled in.
+    data_dir: str = "data/{name}-{seed}"
+    artifacts_dir: str = "artifacts"
+    # The planning level, and how many levels above it two clusters must meet.
+    level: int = Field(4, ge=1, le=4)
+    level_gap: int = Field(1, ge=1, le=4)
+    synth: SynthConfig = SynthConfig()
+    tree: TreeConfig = TreeConfig()
+    curation: CurationConfig = CurationConfig()
+    planner: PlannerConfig = PlannerConfig()
+    plans: PlansConfig = PlansConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.level_gap > self.level:
+            raise ValueError(f"level_gap must be at most level ({self.level})")
+        if self.plans.clusters > self.plans.beams:
+            raise ValueError("plans.beams must be at least plans.clusters")
+        if self.retriever.dimensions % self.retriever.heads:
+            raise ValueError("retriever.heads must divide retriever.dimensions")
+        return self
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir.format(name=self.name, seed=self.seed))
+
+    @property
+    def artifacts_path(self) -> Path:
+        return Path(self.artifacts_dir)
+
+
+def load_config(name: str = "tiny", *, seed: int | None = None) -> Config:
+    """Reads ``tiny`` or a TOML file; ``seed`` overrides the file's.
+
+    Raises:
+        InvalidRequest: no such file, no TOML, an unknown key or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    if name != "tiny":
+        path = Path(name)
+        try:
+            values = tomllib.loads(path.read_text())
+        except (FileNotFoundError, IsADirectoryError):
+            raise InvalidRequest(
+                "no such file", field="--config", value=name, remedy="Name `tiny` or a TOML file."
+            ) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+            raise InvalidRequest(f"no TOML: {e}", field="--config", value=name) from e
+        values.setdefault("name", path.stem)
+    if seed is not None:
+        values["seed"] = seed
+    try:
+        return Config.model_validate(values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise InvalidRequest(
+            first["msg"],
+            field=".".join(map(str, first["loc"])) or name,
+            value=first.get("input") if first["loc"] else None,
+            remedy="The settings and their ranges stand in serendip/config.py.",
+        ) from e

@@ -1,0 +1,1 @@
+"""From a log to curated pairs: SQL files and the engine that runs them."""

@@ -1,0 +1,1 @@
+"""What came out: metrics, offline figures, the comparison with the planted truth."""

@@ -1,0 +1,1 @@
+"""What both servers share: life cycle, errors, telemetry, batching. Knows only core."""

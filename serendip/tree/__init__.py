@@ -1,0 +1,1 @@
+"""Vectors, the balanced 4-level clustering, its descriptions: the ClusterTree."""
