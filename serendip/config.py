@@ -59,7 +59,7 @@ class CurationConfig(Section):
     """The training pairs (``serendip curate``)."""
 
     session_gap_s: int = Field(1800, ge=1)
-    min_support: float = Field(2.0, gt=0)
+    min_support: float = Field(1.0, gt=0)
     # Observations' worth of the prior mean that a mean satisfaction is shrunk by.
     shrinkage: float = Field(5.0, ge=0)
     # 10 in the paper, whose model comes pretrained; the embedded one starts from nothing and
@@ -90,7 +90,8 @@ class PlannerConfig(Section):
     description_rows: float = Field(0.1, ge=0, lt=1)
     # Optimizer steps between two looks at match rate and recall; 0: at the end alone.
     log_every: int = Field(50, ge=0)
-    threads: int = Field(2, ge=1)
+    # More threads slow a model of this size down.
+    threads: int = Field(1, ge=1)
 
 
 class PlansConfig(Section):
@@ -111,10 +112,11 @@ class RetrieverConfig(Section):
     dimensions: int = Field(64, ge=4)
     blocks: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
-    max_history: int = Field(100, ge=2, le=1000)
+    max_history: int = Field(50, ge=2, le=1000)
     dropout: float = Field(0.15, ge=0, lt=1)
-    epochs: int = Field(8, ge=1)
-    batch_size: int = Field(64, ge=1)
+    epochs: int = Field(4, ge=1)
+    # In histories of full length; shorter ones pack more to a batch.
+    batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     # Items above which full cross-entropy gives way to uniform sampled softmax.
     sampled_above: int = Field(10_000, ge=1)
