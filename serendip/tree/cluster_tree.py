@@ -194,15 +194,17 @@ class ClusterTree:
         branching: Sequence[int],
         leaf: npt.NDArray[np.integer],
         item_ids: Sequence[str],
-        descriptions: Sequence[str],
+        descriptions: Sequence[str] | None,
         version: str,
     ) -> ClusterTree:
         """The complete tree of a branching, items put under it by ``leaf`` (int[N], rank).
 
         Items of one leaf keep their relative order. ``descriptions`` has one entry a node in
-        node order, the root's first.
+        node order, the root's first; None numbers the nodes, for want of names.
         """
         level, parent, lo, hi = _complete(branching)
+        if descriptions is None:
+            descriptions = ["", *(f"node {i}" for i in range(1, len(level)))]
         nodes = Nodes(version, level, parent, lo, hi, tuple(descriptions))
         order = np.argsort(leaf, kind="stable")
         start = np.zeros(nodes.leaf_count + 1, np.int64)
