@@ -1,0 +1,132 @@
+"""Training examples: curated pairs and titles, decoded and ready to be put to the model.
+
+Knows no model. What is held out is not in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from serendip.artifacts import Artifact
+from serendip.catalog.items import read_captions, read_items
+from serendip.catalog.media import decode_image
+from serendip.config import Config, PlannerConfig
+from serendip.core import MediaError
+from serendip.curation.curate import read_pairs
+from serendip.planning.prompt import (
+    STYLES,
+    Content,
+    Image,
+    Prompt,
+    build_prompt,
+    load_content,
+)
+from serendip.progress import progress
+from serendip.tree.cluster_tree import ClusterTree
+
+_POOL_FRAMES = 5  # frames decoded an item, from which a training row draws
+_VALIDATION = 48  # items at most whose match rate and recall are logged, and not trained on
+
+
+@dataclass(frozen=True)
+class Example:
+    """A curated pair, ready to be put to the model.
+
+    Attributes:
+        content: the item; images hold thumbnail and pool of frames.
+        own, target: descriptions of the item's cluster and of the one to plan.
+        look: what the captioned model said of it.
+        node_id: the target.
+        own_id: the item's cluster.
+    """
+
+    content: Content
+    own: str
+    target: str
+    look: str
+    node_id: int
+    own_id: int
+
+
+def load_examples(
+    config: Config, tree: ClusterTree, pairs: Artifact
+) -> tuple[list[Example], list[Example]]:
+    """Training examples and validation examples (one an item), looks still empty.
+
+    No validation item is trained on. An item whose media cannot be decoded is left out: bulk
+    planning quarantines it, with the reason.
+    """
+    rows = read_pairs(pairs, "training").to_pylist()
+    contents = dict(_contents(config, {row["item_id"] for row in rows}))
+    names = sorted(contents)
+    np.random.default_rng([config.seed, 99]).shuffle(names)
+    held = set(names[: min(_VALIDATION, len(names) // 10)])
+    description = tree.nodes.description
+    training: list[Example] = []
+    validation: dict[str, Example] = {}
+    for row in sorted(rows, key=lambda r: (r["item_id"], -r["satisfaction"], r["node_id"])):
+        item_id = row["item_id"]
+        if item_id not in contents:
+            continue
+        example = Example(
+            content=contents[item_id],
+            own=description[row["own_id"]],
+            target=description[row["node_id"]],
+            look="",
+            node_id=row["node_id"],
+            own_id=row["own_id"],
+        )
+        if item_id in held:
+            validation.setdefault(item_id, example)
+        else:
+            training.append(example)
+    return training, list(validation.values())
+
+
+def _contents(config: Config, wanted: set[str]) -> Iterator[tuple[str, Content]]:
+    style = STYLES[config.planner.style]
+    frames = max(_POOL_FRAMES, config.planner.frames) if config.planner.frames else 0
+    with progress("media", len(wanted)) as tick:
+        for item in read_items(config.data_path):
+            if item.item_id in wanted:
+                tick()
+                try:
+                    yield item.item_id, load_content(item, style, frames)
+                except MediaError:
+                    continue
+
+
+def load_captions(config: Config) -> list[tuple[Image, str]]:
+    """The captioned pictures that lie beside the catalogue; none if there are none."""
+    return [(decode_image(image), text) for image, text in read_captions(config.data_path)]
+
+
+def load_own_words(config: Config, tree: ClusterTree, pairs: Artifact) -> list[tuple[str, str]]:
+    """(title, own cluster's description) of every item that is not held out."""
+    held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
+    rows = []
+    for item in read_items(config.data_path):
+        node = tree.node_of(item.item_id, config.level)
+        if node is not None and item.item_id not in held_out:
+            rows.append((item.title, tree.nodes.description[node]))
+    return rows
+
+
+def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
+    """Leaves out each word of a text with probability ``share``."""
+    return " ".join(w for w in text.split() if rng.random() >= share)
+
+
+def training_prompt(content: Content, config: PlannerConfig, rng: np.random.Generator) -> Prompt:
+    """The prompt of an item with some title words left out and frames drawn from its pool."""
+    take = min(config.frames, len(content.frames))
+    at = sorted(rng.choice(len(content.frames), take, replace=False)) if take else []
+    shown = replace(
+        content,
+        title=drop_words(content.title, config.word_dropout, rng),
+        frames=tuple(content.frames[i] for i in at),
+    )
+    return build_prompt(shown, STYLES[config.style], config.text_chars)

@@ -1,0 +1,214 @@
+"""Fine-tunes the MLLM on the curated pairs and publishes the planner (``serendip finetune``).
+
+The embedded model is pretrained first, on captions and on titles. Its reasoning traces are its
+own: what it sees it has said before it saw any label. Held-out items take no part in anything.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from serendip.artifacts import Artifact, Artifacts
+from serendip.catalog.items import fingerprint
+from serendip.config import Config
+from serendip.planning.embedded import build_embedded
+from serendip.planning.examples import (
+    Example,
+    load_captions,
+    load_examples,
+    load_own_words,
+    training_prompt,
+)
+from serendip.planning.mllm import Mllm, answer_loss
+from serendip.planning.planner import Planner
+from serendip.planning.pretrain import look_at, pretraining_loss
+from serendip.planning.prompt import ANSWER, STYLES, Prompt, write_answer, write_reasoning
+from serendip.planning.training import Stage, train
+from serendip.planning.trie import DescriptionTrie
+from serendip.tree.cluster_tree import ClusterTree
+
+EMBEDDED = "embedded"
+_DESCRIPTION_INSTRUCTION = "Name an interest."
+_CORPUS_REPEATS = 8  # of what the tokenizer should have whole words for
+
+
+def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
+    """Trains a planner on the current pairs; an unchanged one is reused.
+
+    An interrupted run goes on from its last saved state.
+    """
+    tree_artifact = artifacts.current("tree")
+    pairs = artifacts.current("pairs")
+    settings = {
+        "planner": config.planner.model_dump(),
+        "level": config.level,
+        "level_gap": config.level_gap,
+        "seed": config.seed,
+    }
+    inputs = {
+        "tree": tree_artifact.version,
+        "pairs": pairs.version,
+        "data": fingerprint(config.data_path),
+    }
+    if reused := artifacts.reuse("planner", settings, inputs):
+        return reused
+    torch.set_num_threads(config.planner.threads)
+    tree = ClusterTree.open(tree_artifact)
+    with artifacts.publish(
+        "planner", settings, inputs, log_until=pairs.log_until, resume=True
+    ) as draft:
+        started = time.monotonic()
+        examples, validation = load_examples(config, tree, pairs)
+        descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
+        mllm, examples, validation = _prepare_model(
+            config, tree, pairs, examples, validation, descriptions, draft.path
+        )
+        trie = DescriptionTrie.build(
+            mllm.description_tokens(descriptions),
+            tree.nodes.at_level(config.level),
+            mllm.end_token,
+            tree_version=tree.version,
+            tokenizer_hash=mllm.tokenizer_hash,
+        )
+        planner = Planner(
+            mllm, trie, tree.nodes, config.level, config.level_gap, config.planner,
+            config.plans, draft.version,
+        )  # fmt: skip
+        history = _finetune(config, planner, examples, validation, descriptions, draft.path)
+        mllm.save(draft.path / "checkpoint")
+        trie.save(draft.path / "trie")
+        (draft.path / "history.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in history)
+        )
+        for leftover in draft.path.glob("resume-*"):
+            leftover.unlink()
+        draft.facts |= {
+            "parameters": sum(p.numel() for p in mllm.model.parameters()),
+            "training_pairs": len(examples),
+            "trie_states": len(trie.token),
+            "seconds": round(time.monotonic() - started, 1),
+            **history[-1],
+        }
+    return artifacts.open("planner", draft.version)
+
+
+def _prepare_model(
+    config: Config,
+    tree: ClusterTree,
+    pairs: Artifact,
+    examples: list[Example],
+    validation: list[Example],
+    descriptions: Sequence[str],
+    folder: Path,
+) -> tuple[Mllm, list[Example], list[Example]]:
+    """The checkpoint to fine-tune; the embedded one is built, pretrained, and says what it sees."""
+    if config.planner.checkpoint != EMBEDDED:
+        return Mllm.open(config.planner.checkpoint), examples, validation
+    captions = load_captions(config)
+    words = load_own_words(config, tree, pairs)
+    style = STYLES[config.planner.style]
+    corpus = [f" {title}" for title, _ in words]
+    corpus += [f" {text}" for text in descriptions] * _CORPUS_REPEATS
+    corpus += [f" {caption}" for _, caption in captions]
+    form = write_answer(write_reasoning("", "x"), "")
+    corpus += [form, style.instruction, _DESCRIPTION_INSTRUCTION, "Title:", "Text:"] * 60
+    if config.planner.text_chars:
+        corpus += [e.content.text[: config.planner.text_chars] for e in examples if e.content.text]
+    mllm = build_embedded(corpus, config.planner.vocabulary, config.seed)
+    if config.planner.pretrain_steps:
+        shown = captions if style.looks else []
+        train(
+            mllm.model,
+            lambda rng: pretraining_loss(mllm, shown, words, config.planner.word_dropout, rng),
+            Stage("pretrain", 1, config.planner.pretrain_steps, config.planner.pretrain_lr),
+            seed=config.seed,
+            state_path=folder / "resume-pretrain.safetensors",
+        )
+    if style.looks and captions:
+        both = examples + validation
+        looks = look_at(mllm, [e.content for e in both])
+        both = [replace(e, look=look) for e, look in zip(both, looks, strict=True)]
+        examples, validation = both[: len(examples)], both[len(examples) :]
+    return mllm, examples, validation
+
+
+def _finetune(
+    config: Config,
+    planner: Planner,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    descriptions: Sequence[str],
+    folder: Path,
+) -> list[dict[str, float]]:
+    """The fine-tuning proper; returns the log, one line a look and the last at the end."""
+    history: list[dict[str, float]] = []
+
+    def loss_of(rng: np.random.Generator) -> torch.Tensor:
+        return _finetuning_loss(config, planner.mllm, examples, descriptions, rng)
+
+    def look(step: int, loss: float) -> None:
+        history.append({"step": step, "loss": loss, **_validate(planner, validation)})
+
+    train(
+        planner.mllm.model,
+        loss_of,
+        Stage("finetune", 2, config.planner.steps, config.planner.lr),
+        seed=config.seed,
+        state_path=folder / "resume-finetune.safetensors",
+        every=config.planner.log_every,
+        look=look,
+    )
+    history.append({"step": config.planner.steps, **_validate(planner, validation)})
+    return history
+
+
+def _finetuning_loss(
+    config: Config,
+    mllm: Mllm,
+    examples: Sequence[Example],
+    descriptions: Sequence[str],
+    rng: np.random.Generator,
+) -> torch.Tensor:
+    """One batch of curated pairs, and beside it one of descriptions alone."""
+    size = config.planner.batch_size
+    prompts, answers = [], []
+    for at in rng.integers(0, len(examples), size):
+        example = examples[at]
+        prompts.append(training_prompt(example.content, config.planner, rng))
+        answers.append(write_answer(write_reasoning(example.own, example.look), example.target))
+    loss = answer_loss(mllm, *mllm.encode_training(prompts, answers))
+    alone = round(size * config.planner.description_rows)
+    if alone:
+        chosen = [descriptions[i] for i in rng.integers(0, len(descriptions), alone)]
+        bare = Prompt(({"role": "user", "content": _DESCRIPTION_INSTRUCTION},), ())
+        batch, labels = mllm.encode_training(
+            [bare] * alone, [f"{ANSWER} {text}" for text in chosen]
+        )
+        share = alone / (size + alone)
+        loss = (1 - share) * loss + share * answer_loss(mllm, batch, labels)
+    return loss
+
+
+def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]:
+    """match_rate, recall (unconstrained) and recall_at_1 (constrained) on validation items."""
+    if not examples:
+        return {}
+    contents = [e.content.thinned(planner.config.frames) for e in examples]
+    written = [planner.resolve(text) for _, text in planner.write_free(contents)]
+    plans = planner.plan(contents, [e.own_id for e in examples], k=1)
+    n = len(examples)
+    return {
+        "match_rate": sum(w is not None for w in written) / n,
+        "recall": sum(w == e.node_id for w, e in zip(written, examples, strict=True)) / n,
+        "recall_at_1": sum(
+            p.clusters[0].node_id == e.node_id for p, e in zip(plans, examples, strict=True)
+        )
+        / n,
+    }

@@ -1,0 +1,162 @@
+"""A multimodal LLM and its processor: any image-text checkpoint of transformers, encoded once.
+
+Knows no item, no trie and no plan: prompts in, token IDs and tensors out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from serendip.core import CorruptArtifact, InvalidRequest
+from serendip.planning.prompt import ANSWER, Prompt
+
+Batch = dict[str, torch.Tensor]
+
+IGNORED = -100  # a label that the loss leaves out
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+class Mllm:
+    """A model with its processor.
+
+    Attributes:
+        model: AutoModelForImageTextToText.
+        processor: its AutoProcessor.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @classmethod
+    def open(cls, checkpoint: str | Path) -> Mllm:
+        """Opens a checkpoint: a folder or a hub name; safetensors only, no remote code.
+
+        Raises:
+            CorruptArtifact: it is no image-text checkpoint, or a part of it is missing.
+        """
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                str(checkpoint), use_safetensors=True, trust_remote_code=False
+            )
+            processor = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            raise CorruptArtifact(
+                f"no image-text checkpoint ({str(e).splitlines()[0]})",
+                field="planner.checkpoint",
+                value=str(checkpoint),
+                remedy="Name a folder with config, processor and safetensors.",
+            ) from e
+        return cls(model.eval(), processor)
+
+    def save(self, folder: Path) -> None:
+        """Writes an ordinary transformers checkpoint."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+        self.processor.save_pretrained(folder)
+
+    @cached_property
+    def end_token(self) -> int:
+        """The token that ends the model's turn."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        # The turn's own end comes after the document's in every chat checkpoint in use.
+        return int(ends[-1])
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Every token that ends a turn."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else [ends])
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 of the vocabulary: two tokenizers with the same hash encode alike."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def tokens(self, text: str) -> list[int]:
+        """Token IDs of a text that starts no sequence."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def description_tokens(self, descriptions: Sequence[str]) -> list[list[int]]:
+        """Token IDs of each description as it follows the answer's opening.
+
+        Raises:
+            InvalidRequest: opening and description do not tokenise as their concatenation.
+        """
+        opening = self.tokens(ANSWER)
+        rows = []
+        for text in descriptions:
+            ids = self.tokens(f" {text}")
+            if self.tokens(f"{ANSWER} {text}") != opening + ids:
+                raise InvalidRequest(
+                    "does not tokenise as opening + description",
+                    field="description",
+                    value=text,
+                    remedy="Rephrase it, or use another tokenizer.",
+                )
+            rows.append(ids)
+        return rows
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt in the checkpoint's chat template, up to where the model's turn begins."""
+        text: str = self.processor.apply_chat_template(
+            list(prompt.messages), tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def encode(self, prompts: Sequence[Prompt]) -> Batch:
+        """Prompts as model inputs, padded on the left: input_ids int64[B, T] and the rest."""
+        return self._process([self.prompt_text(p) for p in prompts], prompts, side="left")
+
+    def encode_training(
+        self, prompts: Sequence[Prompt], answers: Sequence[str]
+    ) -> tuple[Batch, torch.Tensor]:
+        """Prompts with their answers, padded on the right, and labels int64[B, T].
+
+        Labels are IGNORED everywhere but on the answer and the turn's end.
+        """
+        end = self.tokenizer.convert_ids_to_tokens(self.end_token)
+        texts = [f"{self.prompt_text(p)}{a}{end}" for p, a in zip(prompts, answers, strict=True)]
+        batch = self._process(texts, prompts, side="right")
+        lengths = batch["attention_mask"].sum(dim=1)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for row, answer in enumerate(answers):
+            stop = int(lengths[row])
+            start = stop - len(self.tokens(answer)) - 1
+            labels[row, start:stop] = batch["input_ids"][row, start:stop]
+        return batch, labels
+
+    def _process(self, texts: list[str], prompts: Sequence[Prompt], side: str) -> Batch:
+        images = [list(p.images) for p in prompts]
+        batch = self.processor(
+            text=texts,
+            images=images if any(images) else None,
+            padding=True,
+            padding_side=side,
+            add_special_tokens=False,
+            return_tensors="pt",
+        )
+        return dict(batch)
+
+
+def answer_loss(mllm: Mllm, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens; the head runs on these positions alone."""
+    hidden = mllm.model.model(**batch).last_hidden_state
+    wanted = labels[:, 1:] != IGNORED
+    logits = mllm.model.lm_head(hidden[:, :-1][wanted])
+    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])

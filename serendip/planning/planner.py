@@ -1,0 +1,173 @@
+"""The Planner: contents in, plans out. What bulk, live and evaluation all call.
+
+Joins checkpoint, trie and tree. Knows no file of the catalogue and no server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serendip.artifacts import Artifact
+from serendip.config import PlannerConfig, PlansConfig
+from serendip.core import CorruptArtifact, Plan, PlannedCluster
+from serendip.planning.decode import decode, write
+from serendip.planning.mllm import Batch, Mllm
+from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
+from serendip.planning.session import TorchSession
+from serendip.planning.trie import DescriptionTrie
+from serendip.tree.cluster_tree import Nodes
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A checkpoint that plans over one tree.
+
+    Attributes:
+        config: the prompt's settings; what the checkpoint was trained with.
+        search: beams and bounds of the decoding.
+        level, level_gap: what makes a cluster serendipitous.
+    """
+
+    mllm: Mllm
+    trie: DescriptionTrie
+    nodes: Nodes
+    level: int
+    level_gap: int
+    config: PlannerConfig
+    search: PlansConfig
+    version: str
+
+    @classmethod
+    def open(cls, artifact: Artifact, nodes: Nodes, search: PlansConfig) -> Planner:
+        """Opens a planner artefact for its tree.
+
+        Raises:
+            CorruptArtifact: it was trained for another tree, or its files do not fit.
+        """
+        if artifact.inputs["tree"] != nodes.tree_version:
+            raise CorruptArtifact(
+                f"was trained for tree {artifact.inputs['tree']}",
+                field=f"planner/{artifact.version}",
+                value=nodes.tree_version,
+                remedy="Fine-tune on the current tree (serendip finetune).",
+            )
+        mllm = Mllm.open(artifact.path / "checkpoint")
+        return cls(
+            mllm=mllm,
+            trie=DescriptionTrie.open(artifact.path / "trie", mllm.tokenizer_hash),
+            nodes=nodes,
+            level=int(artifact.config["level"]),
+            level_gap=int(artifact.config["level_gap"]),
+            config=PlannerConfig.model_validate(artifact.config["planner"]),
+            search=search,
+            version=artifact.version,
+        )
+
+    @property
+    def prompt_version(self) -> str:
+        """Changes when any prompt would: one of the things that make a plan stale."""
+        style = STYLES[self.config.style]
+        return style.version(self.config.frames, self.config.text_chars)
+
+    def siblings(self, node_id: int) -> list[int]:
+        """The clusters that are serendipitous for an item of cluster ``node_id``."""
+        above = self.nodes.ancestor(node_id, self.level - self.level_gap)
+        lo, hi = self.nodes.leaf_lo[above], self.nodes.leaf_hi[above]
+        return [
+            n
+            for n in self.nodes.at_level(self.level)
+            if lo <= self.nodes.leaf_lo[n] < hi and n != node_id
+        ]
+
+    def plan(
+        self,
+        contents: Sequence[Content],
+        own_nodes: Sequence[int | None],
+        *,
+        item_ids: Sequence[str] | None = None,
+        k: int | None = None,
+        exclude: Sequence[Sequence[int]] | None = None,
+        siblings_only: bool = False,
+    ) -> list[Plan]:
+        """Plans a batch.
+
+        Args:
+            contents: B items.
+            own_nodes: B clusters that the items lie in at the planning level, or None; never
+                planned.
+            k: clusters a plan; default: as configured.
+            exclude: B further lists of clusters that may not be planned.
+            siblings_only: whether only serendipitous clusters may be planned.
+
+        Raises:
+            InvalidRequest: a prompt cannot be built, or a row has no cluster left.
+        """
+        ids = item_ids or [""] * len(contents)
+        bans = exclude or [()] * len(contents)
+        views = [
+            self.trie.view(
+                only=self.siblings(own) if siblings_only and own is not None else None,
+                without=[*ban, *([] if own is None else [own])],
+            )
+            for own, ban in zip(own_nodes, bans, strict=True)
+        ]
+        decoded = decode(
+            TorchSession(self.mllm),
+            self._encode(contents),
+            self.trie,
+            views,
+            k=k or self.search.clusters,
+            beams=max(self.search.beams, k or 0),
+            opening=self.mllm.tokens(ANSWER),
+            ends=self.mllm.end_tokens,
+            max_reasoning=self.search.max_reasoning_tokens,
+        )
+        now = int(time.time() * 1000)
+        return [
+            Plan(
+                context_item_id=item_id,
+                clusters=tuple(
+                    self._cluster(int(self.trie.node_of_rank[rank]), score, own)
+                    for rank, score in zip(d.ranks, d.scores, strict=True)
+                ),
+                own_node_id=own,
+                reasoning=self.mllm.tokenizer.decode(d.reasoning, skip_special_tokens=True).strip(),
+                tree_version=self.nodes.tree_version,
+                planner_version=self.version,
+                planned_at_ms=now,
+            )
+            for d, own, item_id in zip(decoded, own_nodes, ids, strict=True)
+        ]
+
+    def write_free(self, contents: Sequence[Content]) -> list[tuple[str, str]]:
+        """(reasoning, description) that the model writes unconstrained and greedily."""
+        longest = int(max(len(t) for t in self.mllm.description_tokens(self._texts())))
+        texts = write(
+            TorchSession(self.mllm),
+            self._encode(contents),
+            self.mllm.end_tokens,
+            self.search.max_reasoning_tokens + longest,
+        )
+        return [read_answer(self.mllm.tokenizer.decode(t, skip_special_tokens=True)) for t in texts]
+
+    def resolve(self, text: str) -> int | None:
+        """The node that a text describes at the planning level, or None."""
+        return {self.nodes.description[n]: n for n in self.nodes.at_level(self.level)}.get(text)
+
+    def _texts(self) -> list[str]:
+        return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]
+
+    def _encode(self, contents: Sequence[Content]) -> Batch:
+        style = STYLES[self.config.style]
+        return self.mllm.encode([build_prompt(c, style, self.config.text_chars) for c in contents])
+
+    def _cluster(self, node_id: int, score: float, own: int | None) -> PlannedCluster:
+        return PlannedCluster(
+            node_id=node_id,
+            description=self.nodes.description[node_id],
+            score=score,
+            serendipitous=own is not None
+            and self.nodes.is_serendipitous(own, node_id, self.level_gap),
+        )

@@ -1,0 +1,158 @@
+"""The prompt: one builder for training, bulk and live, and the form of the answer.
+
+The instruction comes before the images, so that a batch shares its prefix. The model answers
+
+    Topic: <its reading of the item's own cluster>
+    Look: <what it sees>
+    Next: <the description of the planned cluster>
+
+where the first two lines are the reasoning of a style that has one. Knows no tokenizer and no
+model: the checkpoint's own chat template makes the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from serendip.catalog.media import decode_image, sample_frames
+from serendip.core import InvalidRequest, Item, MediaError
+
+Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
+
+# What opens the answer span; from here on the trie decides. On a line of its own, so that it
+# tokenises alike whatever the reasoning was.
+ANSWER = "\nNext:"
+_MAX_SIDE = 896  # pixels; no vision tower in use reads more
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an item is put to the model.
+
+    Attributes:
+        looks: whether thumbnail and frames are shown.
+        instruction: what the model is asked.
+    """
+
+    name: str
+    looks: bool
+    instruction: str
+
+    def version(self, frames: int, text_chars: int) -> str:
+        """8 hexadecimal digits that change when any prompt of this style would."""
+        key = repr((self, frames if self.looks else 0, text_chars, ANSWER))
+        return hashlib.sha256(key.encode()).hexdigest()[:8]
+
+
+STYLES = {
+    style.name: style
+    for style in (
+        Style("video_cot", True, "A viewer liked this video. Suggest a new interest."),
+        Style("text", False, "A viewer liked this item. Suggest a new interest."),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """An item as the model gets it: its words and its decoded pictures.
+
+    Attributes:
+        cover: the thumbnail, or None.
+        frames: frames in the order of the video.
+    """
+
+    title: str
+    text: str = ""
+    cover: Image | None = None
+    frames: tuple[Image, ...] = ()
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Thumbnail first, then the frames."""
+        return (() if self.cover is None else (self.cover,)) + self.frames
+
+    def thinned(self, frames: int) -> Content:
+        """The same with at most that many frames, evenly spaced."""
+        if len(self.frames) <= frames:
+            return self
+        at = np.linspace(0, len(self.frames), frames, endpoint=False).astype(int)
+        return replace(self, frames=tuple(self.frames[i] for i in at))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is put to the model: chat messages whose image slots stand for ``images``."""
+
+    messages: tuple[dict[str, object], ...]
+    images: tuple[Image, ...]
+
+
+def load_content(item: Item, style: Style, frames: int) -> Content:
+    """Decodes what a style shows of an item.
+
+    Raises:
+        MediaError: the style looks, and the item has no picture that can be decoded.
+    """
+    if not style.looks:
+        return Content(item.title, item.text)
+    content = Content(
+        title=item.title,
+        text=item.text,
+        cover=None if item.thumbnail is None else decode_image(item.thumbnail, max_side=_MAX_SIDE),
+        frames=()
+        if item.video is None or not frames
+        else tuple(sample_frames(item.video, frames, max_side=_MAX_SIDE)),
+    )
+    if not content.images:
+        raise MediaError(
+            "has neither thumbnail nor video",
+            field=item.item_id,
+            remedy=f"Add one, or plan with another style than {style.name}.",
+        )
+    return content
+
+
+def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
+    """The prompt of an item.
+
+    Args:
+        text_chars: at most this much of the item's text is shown.
+
+    Raises:
+        InvalidRequest: the style looks and there is no image.
+    """
+    if style.looks and not content.images:
+        raise InvalidRequest(
+            "needs at least one image",
+            field="thumbnail",
+            remedy=f"Send a thumbnail or frames: the prompt style is {style.name}.",
+        )
+    images = content.images if style.looks else ()
+    words = f"Title: {content.title}"
+    if content.text and text_chars:
+        words += f"\nText: {content.text[:text_chars]}"
+    parts: list[dict[str, str]] = [{"type": "text", "text": style.instruction}]
+    parts += [{"type": "image"} for _ in images]
+    parts.append({"type": "text", "text": words})
+    return Prompt(({"role": "user", "content": parts},), images)
+
+
+def write_reasoning(own: str, look: str) -> str:
+    """The reasoning of a training row; a look that is not known is left out."""
+    return f"Topic: {own}" + (f"\nLook: {look}" if look else "")
+
+
+def write_answer(reasoning: str, description: str) -> str:
+    """The model's whole turn, without its end."""
+    return f"{reasoning}{ANSWER} {description}"
+
+
+def read_answer(text: str) -> tuple[str, str]:
+    """(reasoning, description) of a model's turn; no answer span gives an empty description."""
+    reasoning, found, description = text.partition(ANSWER)
+    return reasoning.strip(), description.strip() if found else ""
