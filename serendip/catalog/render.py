@@ -58,7 +58,8 @@ def draw(scene: Scene, rng: np.random.Generator) -> Frame:
         _draw_facet(pen, scene.facet, rng)
         _draw_thing(pen, scene, rng)
     noise = rng.integers(-8, 9, (SIDE, SIDE, 3))
-    return np.clip(np.asarray(image, np.int16) + noise, 0, 255).astype(np.uint8)
+    picture: Frame = np.clip(np.asarray(image, np.int16) + noise, 0, 255).astype(np.uint8)
+    return picture
 
 
 def _shift(colour: tuple[int, int, int], by: npt.NDArray[np.int64]) -> tuple[int, int, int]:

@@ -178,6 +178,8 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
             draft.path / "quarantine.parquet",
         )
         write_plans(draft.path / FILE, planned)
+        # What the planner server falls back to, beside the plans that it stands in for.
+        pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
         rate = len(stale) / seconds if stale else 0.0
         draft.rows |= {FILE: len(planned), "quarantine.parquet": len(quarantined)}
         draft.facts |= {

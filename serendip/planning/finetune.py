@@ -202,7 +202,7 @@ def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]
         return {}
     contents = [e.content.thinned(planner.config.frames) for e in examples]
     written = [planner.resolve(text) for _, text in planner.write_free(contents)]
-    plans = planner.plan(contents, [e.own_id for e in examples], k=1)
+    plans = planner.plan(contents, [e.own_id for e in examples])
     n = len(examples)
     return {
         "match_rate": sum(w is not None for w in written) / n,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
@@ -16,7 +17,7 @@ from serendip.planning.decode import decode, write
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
 from serendip.planning.session import TorchSession
-from serendip.planning.trie import DescriptionTrie
+from serendip.planning.trie import DescriptionTrie, View, normalise
 from serendip.tree.cluster_tree import Nodes
 
 
@@ -81,45 +82,49 @@ class Planner:
             if lo <= self.nodes.leaf_lo[n] < hi and n != node_id
         ]
 
+    def view(
+        self, own: int | None, *, exclude: Sequence[int] = (), siblings_only: bool = False
+    ) -> View:
+        """What may be planned for an item: not its own cluster, nor the excluded ones.
+
+        Args:
+            own: the item's cluster at the planning level, or None.
+            siblings_only: whether only serendipitous clusters may be planned.
+
+        Raises:
+            InvalidRequest: no cluster is left.
+        """
+        return self.trie.view(
+            only=self.siblings(own) if siblings_only and own is not None else None,
+            without=[*exclude, *([] if own is None else [own])],
+        )
+
     def plan(
         self,
         contents: Sequence[Content],
         own_nodes: Sequence[int | None],
         *,
         item_ids: Sequence[str] | None = None,
-        k: int | None = None,
-        exclude: Sequence[Sequence[int]] | None = None,
-        siblings_only: bool = False,
+        views: Sequence[View] | None = None,
     ) -> list[Plan]:
-        """Plans a batch.
+        """Plans a batch: the best clusters of each item, as many as configured.
 
         Args:
             contents: B items.
-            own_nodes: B clusters that the items lie in at the planning level, or None; never
-                planned.
-            k: clusters a plan; default: as configured.
-            exclude: B further lists of clusters that may not be planned.
-            siblings_only: whether only serendipitous clusters may be planned.
+            own_nodes: B clusters that the items lie in at the planning level, or None.
+            views: B views; default: everything but the own cluster.
 
         Raises:
-            InvalidRequest: a prompt cannot be built, or a row has no cluster left.
+            InvalidRequest: a prompt cannot be built.
         """
         ids = item_ids or [""] * len(contents)
-        bans = exclude or [()] * len(contents)
-        views = [
-            self.trie.view(
-                only=self.siblings(own) if siblings_only and own is not None else None,
-                without=[*ban, *([] if own is None else [own])],
-            )
-            for own, ban in zip(own_nodes, bans, strict=True)
-        ]
         decoded = decode(
             TorchSession(self.mllm),
             self._encode(contents),
             self.trie,
-            views,
-            k=k or self.search.clusters,
-            beams=max(self.search.beams, k or 0),
+            views or [self.view(own) for own in own_nodes],
+            k=self.search.clusters,
+            beams=self.search.beams,
             opening=self.mllm.tokens(ANSWER),
             ends=self.mllm.end_tokens,
             max_reasoning=self.search.max_reasoning_tokens,
@@ -152,9 +157,17 @@ class Planner:
         )
         return [read_answer(self.mllm.tokenizer.decode(t, skip_special_tokens=True)) for t in texts]
 
+    @cached_property
+    def _node_of_text(self) -> dict[str, int]:
+        nodes = self.nodes.at_level(self.level)
+        return {normalise(self.nodes.description[n]): n for n in nodes}
+
     def resolve(self, text: str) -> int | None:
-        """The node that a text describes at the planning level, or None."""
-        return {self.nodes.description[n]: n for n in self.nodes.at_level(self.level)}.get(text)
+        """The node that a text describes at the planning level, or None.
+
+        Texts are compared after runs of white space are made one space and the ends trimmed.
+        """
+        return self._node_of_text.get(normalise(text))
 
     def _texts(self) -> list[str]:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]

@@ -117,6 +117,16 @@ def load_content(item: Item, style: Style, frames: int) -> Content:
     return content
 
 
+def check_pictures(content: Content, style: Style) -> None:
+    """Raises InvalidRequest if the style looks and there is no image."""
+    if style.looks and not content.images:
+        raise InvalidRequest(
+            "needs at least one image",
+            field="thumbnail",
+            remedy=f"Send a thumbnail or frames: the prompt style is {style.name}.",
+        )
+
+
 def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
     """The prompt of an item.
 
@@ -126,12 +136,7 @@ def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
     Raises:
         InvalidRequest: the style looks and there is no image.
     """
-    if style.looks and not content.images:
-        raise InvalidRequest(
-            "needs at least one image",
-            field="thumbnail",
-            remedy=f"Send a thumbnail or frames: the prompt style is {style.name}.",
-        )
+    check_pictures(content, style)
     images = content.images if style.looks else ()
     words = f"Title: {content.title}"
     if content.text and text_chars:

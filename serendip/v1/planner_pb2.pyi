@@ -176,11 +176,11 @@ class GetClusterResponse(_message.Message):
     tree_version: str
     def __init__(self, cluster: _Optional[_Union[Cluster, _Mapping]] = ..., tree_version: _Optional[str] = ...) -> None: ...
 
-class GetInfoRequest(_message.Message):
+class PlannerGetInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class GetInfoResponse(_message.Message):
+class PlannerGetInfoResponse(_message.Message):
     __slots__ = ("versions", "level", "level_gap", "prompt_style", "plan_count", "cluster_count")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]

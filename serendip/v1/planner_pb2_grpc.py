@@ -63,8 +63,8 @@ class PlannerStub:
                 _registered_method=True)
         self.GetInfo = channel.unary_unary(
                 '/serendip.v1.Planner/GetInfo',
-                request_serializer=serendip_dot_v1_dot_planner__pb2.GetInfoRequest.SerializeToString,
-                response_deserializer=serendip_dot_v1_dot_planner__pb2.GetInfoResponse.FromString,
+                request_serializer=serendip_dot_v1_dot_planner__pb2.PlannerGetInfoRequest.SerializeToString,
+                response_deserializer=serendip_dot_v1_dot_planner__pb2.PlannerGetInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -145,8 +145,8 @@ def add_PlannerServicer_to_server(servicer, server):
             ),
             'GetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInfo,
-                    request_deserializer=serendip_dot_v1_dot_planner__pb2.GetInfoRequest.FromString,
-                    response_serializer=serendip_dot_v1_dot_planner__pb2.GetInfoResponse.SerializeToString,
+                    request_deserializer=serendip_dot_v1_dot_planner__pb2.PlannerGetInfoRequest.FromString,
+                    response_serializer=serendip_dot_v1_dot_planner__pb2.PlannerGetInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,8 +311,8 @@ class Planner:
             request,
             target,
             '/serendip.v1.Planner/GetInfo',
-            serendip_dot_v1_dot_planner__pb2.GetInfoRequest.SerializeToString,
-            serendip_dot_v1_dot_planner__pb2.GetInfoResponse.FromString,
+            serendip_dot_v1_dot_planner__pb2.PlannerGetInfoRequest.SerializeToString,
+            serendip_dot_v1_dot_planner__pb2.PlannerGetInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,11 +62,11 @@ class RetrieveRow(_message.Message):
     response: RetrieveResponse
     def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., response: _Optional[_Union[RetrieveResponse, _Mapping]] = ...) -> None: ...
 
-class GetRetrieverInfoRequest(_message.Message):
+class RetrieverGetInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class GetRetrieverInfoResponse(_message.Message):
+class RetrieverGetInfoResponse(_message.Message):
     __slots__ = ("versions", "tree_versions", "item_count", "max_history", "dimensions")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     TREE_VERSIONS_FIELD_NUMBER: _ClassVar[int]

@@ -45,10 +45,10 @@ class RetrieverStub:
                 request_serializer=serendip_dot_v1_dot_retriever__pb2.RetrieveBatchRequest.SerializeToString,
                 response_deserializer=serendip_dot_v1_dot_retriever__pb2.RetrieveBatchResponse.FromString,
                 _registered_method=True)
-        self.GetRetrieverInfo = channel.unary_unary(
-                '/serendip.v1.Retriever/GetRetrieverInfo',
-                request_serializer=serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoRequest.SerializeToString,
-                response_deserializer=serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoResponse.FromString,
+        self.GetInfo = channel.unary_unary(
+                '/serendip.v1.Retriever/GetInfo',
+                request_serializer=serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoRequest.SerializeToString,
+                response_deserializer=serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -70,7 +70,7 @@ class RetrieverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetRetrieverInfo(self, request, context):
+    def GetInfo(self, request, context):
         """Versions and size of what this server serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -90,10 +90,10 @@ def add_RetrieverServicer_to_server(servicer, server):
                     request_deserializer=serendip_dot_v1_dot_retriever__pb2.RetrieveBatchRequest.FromString,
                     response_serializer=serendip_dot_v1_dot_retriever__pb2.RetrieveBatchResponse.SerializeToString,
             ),
-            'GetRetrieverInfo': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetRetrieverInfo,
-                    request_deserializer=serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoRequest.FromString,
-                    response_serializer=serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoResponse.SerializeToString,
+            'GetInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInfo,
+                    request_deserializer=serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoRequest.FromString,
+                    response_serializer=serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -162,7 +162,7 @@ class Retriever:
             _registered_method=True)
 
     @staticmethod
-    def GetRetrieverInfo(request,
+    def GetInfo(request,
             target,
             options=(),
             channel_credentials=None,
@@ -175,9 +175,9 @@ class Retriever:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/serendip.v1.Retriever/GetRetrieverInfo',
-            serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoRequest.SerializeToString,
-            serendip_dot_v1_dot_retriever__pb2.GetRetrieverInfoResponse.FromString,
+            '/serendip.v1.Retriever/GetInfo',
+            serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoRequest.SerializeToString,
+            serendip_dot_v1_dot_retriever__pb2.RetrieverGetInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""The planner server: which interest comes next, over gRPC."""

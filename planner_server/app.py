@@ -1,0 +1,51 @@
+"""Puts the planner server together: release, servicers, life cycle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from planner_server.release import Serving, open_release
+from planner_server.service import PlannerService, RecommenderService, register, show_versions
+from serendip.artifacts import Artifacts
+from serendip.serving.server import ServerOptions, serve_until_signal
+
+
+@contextlib.asynccontextmanager
+async def servicers(
+    serving: Serving, retriever: str
+) -> AsyncIterator[tuple[PlannerService, RecommenderService | None]]:
+    """The servicers over an opened release; closes what they hold at the end.
+
+    Args:
+        retriever: HOST:PORT, or empty: no Recommend.
+    """
+    planner = PlannerService(serving)
+    channel = grpc.aio.insecure_channel(retriever) if retriever else None
+    try:
+        yield planner, None if channel is None else RecommenderService(planner, channel)
+    finally:
+        if channel is not None:
+            await channel.close()
+        if serving.live is not None:
+            await serving.live.close()
+        serving.store.close()
+
+
+async def run(
+    artifacts: Path, catalogue: Path | None, retriever: str, live: bool, options: ServerOptions
+) -> None:
+    """Opens the current release and serves it until a signal."""
+    serving = open_release(Artifacts(artifacts), catalogue, live=live)
+    async with servicers(serving, retriever) as (planner, recommender):
+
+        def add(server: Any) -> list[str]:
+            return register(server, planner, recommender)
+
+        await serve_until_signal(
+            "planner", add, options, on_ready=lambda running: show_versions(running, serving)
+        )

@@ -1,0 +1,111 @@
+"""Live plans: the model behind a bounded queue, batched over calls.
+
+A look-up never waits here: only what the store lacks is submitted. Knows no gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from serendip.core import Item, Plan, SerendipError
+from serendip.planning.planner import Planner
+from serendip.planning.prompt import STYLES, Content, check_pictures, load_content
+from serendip.planning.trie import View
+from serendip.serving.batching import Batcher
+
+_MAX_BATCH = 16
+_MAX_WAITING = 256
+_MAX_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class LiveQuery:
+    """One plan to be made.
+
+    Attributes:
+        source: an item of the catalogue, or content whose pictures are decoded already.
+        own: the item's cluster at the planning level, or None; never planned.
+        exclude: further clusters that may not be planned.
+    """
+
+    source: Item | Content
+    own: int | None = None
+    exclude: tuple[int, ...] = ()
+    siblings_only: bool = False
+
+
+class LivePlanner:
+    """Plans by the model, on one worker thread."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        *,
+        threads: int = 1,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.planner = planner
+        self._batcher: Batcher[LiveQuery, Plan] = Batcher(
+            self._run,
+            max_batch=_MAX_BATCH,
+            max_waiting=_MAX_WAITING,
+            max_wait_s=_MAX_WAIT_S,
+            on_batch=on_batch,
+            name="live",
+        )
+
+    async def plan(self, query: LiveQuery, deadline: float | None) -> Plan:
+        """Makes a plan.
+
+        Args:
+            deadline: time.monotonic() in seconds after which nobody wants it.
+
+        Raises:
+            MediaError: the item's media cannot be read.
+            InvalidRequest: no picture where the style looks, or no cluster left.
+            Overloaded, DeadlineSpent, NotReady: as Batcher.submit.
+        """
+        return await self._batcher.submit(query, deadline)
+
+    async def close(self) -> None:
+        """Ends the worker; to be called after the drain."""
+        await self._batcher.close()
+
+    def _run(self, queries: list[LiveQuery]) -> Sequence[Plan | Exception]:
+        results: list[Plan | Exception | None] = [None] * len(queries)
+        ready: list[tuple[int, LiveQuery, Content, View]] = []
+        for at, query in enumerate(queries):
+            try:
+                ready.append((at, query, self._content(query), self._view(query)))
+            except SerendipError as e:
+                results[at] = e
+        if ready:
+            plans = self.planner.plan(
+                [content for _, _, content, _ in ready],
+                [query.own for _, query, _, _ in ready],
+                item_ids=[
+                    q.source.item_id if isinstance(q.source, Item) else "" for _, q, _, _ in ready
+                ],
+                views=[view for _, _, _, view in ready],
+            )
+            for (at, _, _, _), plan in zip(ready, plans, strict=True):
+                results[at] = plan
+        return [r for r in results if r is not None]
+
+    def _content(self, query: LiveQuery) -> Content:
+        config = self.planner.config
+        style = STYLES[config.style]
+        if isinstance(query.source, Item):
+            return load_content(query.source, style, config.frames)
+        content = query.source.thinned(config.frames)
+        check_pictures(content, style)
+        return content
+
+    def _view(self, query: LiveQuery) -> View:
+        return self.planner.view(
+            query.own, exclude=query.exclude, siblings_only=query.siblings_only
+        )

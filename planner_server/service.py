@@ -1,0 +1,372 @@
+"""The planner's servicers: Plan, PlanContent, Resolve, the tree, and Recommend.
+
+    Plan ──> store ──miss──> live ──cannot──> fallback ──unknown item──> NOT_FOUND
+    Recommend ──> Plan ──> retriever's Retrieve
+
+Knows no file: everything comes opened, as Serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from google.rpc import code_pb2
+
+from planner_server.live import LivePlanner, LiveQuery
+from planner_server.release import Serving
+from serendip.catalog.media import decode_image
+from serendip import core
+from serendip.core import (
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PlanSource,
+    SerendipError,
+    WrongTree,
+    check_length,
+    check_range,
+)
+from serendip.planning.prompt import Content
+from serendip.planning.trie import normalise
+from serendip.serving.errors import OK_STATUS, status_of
+from serendip.serving.server import Running, deadline_of
+from serendip.v1 import (
+    planner_pb2,
+    planner_pb2_grpc,
+    recommender_pb2,
+    recommender_pb2_grpc,
+    retriever_pb2_grpc,
+)
+from serendip.wire import (
+    check_plan_request,
+    check_recommend_request,
+    error_from_rpc,
+    error_from_status,
+    plan_to_proto,
+    source_to_proto,
+    to_recommend_response,
+    to_retrieve_request,
+    versions_to_proto,
+)
+
+PLANNER = "serendip.v1.Planner"
+RECOMMENDER = "serendip.v1.Recommender"
+
+_PAGE, _MAX_PAGE = 100, 1000
+_RECOMMEND_S = 10.0  # where the caller sets no deadline: a call that never hangs
+
+
+class PlannerService(planner_pb2_grpc.PlannerServicer):
+    """Serves one release's plans and tree."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._node_of_text = {
+            normalise(serving.tree.nodes.description[n]): n
+            for n in serving.tree.nodes.at_level(serving.level)
+        }
+
+    async def Plan(
+        self, request: planner_pb2.PlanRequest, context: Any
+    ) -> planner_pb2.PlanResponse:
+        """Plans for catalogue items; every row by itself."""
+        check_plan_request(request)
+        self._check_tree(request.tree_version)
+        return planner_pb2.PlanResponse(rows=await self.plan_rows(request, deadline_of(context)))
+
+    async def PlanContent(
+        self, request: planner_pb2.PlanContentRequest, context: Any
+    ) -> planner_pb2.PlanContentResponse:
+        """A live plan for an item that the catalogue does not have."""
+        self._check_tree(request.tree_version)
+        check_range(request.k, "k", 1, 8)
+        query = LiveQuery(
+            await asyncio.to_thread(_content, request), exclude=self._excluded(request)
+        )
+        plan = await self._live().plan(query, deadline_of(context))
+        return planner_pb2.PlanContentResponse(
+            plan=plan_to_proto(replace(plan, clusters=plan.clusters[: request.k])),
+            versions=versions_to_proto(replace(self._serving.versions, plans_version="")),
+        )
+
+    async def Resolve(
+        self, request: planner_pb2.ResolveRequest, context: Any
+    ) -> planner_pb2.ResolveResponse:
+        """Texts to nodes."""
+        self._check_tree(request.tree_version)
+        check_length(tuple(request.texts), "texts", 1, 1024)
+        rows = [self._resolve(text, at) for at, text in enumerate(request.texts)]
+        matched = sum(row.status.code == code_pb2.OK for row in rows)
+        return planner_pb2.ResolveResponse(
+            rows=rows,
+            match_rate=matched / len(rows),
+            tree_version=self._serving.versions.tree_version,
+        )
+
+    async def ListClusters(
+        self, request: planner_pb2.ListClustersRequest, context: Any
+    ) -> planner_pb2.ListClustersResponse:
+        """The tree, page by page."""
+        nodes = self._listed(request)
+        size = request.page_size or _PAGE
+        check_range(size, "page_size", 1, _MAX_PAGE)
+        start = _page_start(request.page_token)
+        rest = [n for n in nodes if n >= start]
+        return planner_pb2.ListClustersResponse(
+            clusters=[self._cluster(n) for n in rest[:size]],
+            next_page_token=str(rest[size]) if len(rest) > size else "",
+            tree_version=self._serving.versions.tree_version,
+        )
+
+    async def GetCluster(
+        self, request: planner_pb2.GetClusterRequest, context: Any
+    ) -> planner_pb2.GetClusterResponse:
+        """One node."""
+        node = self._serving.tree.nodes.check(request.node_id)
+        return planner_pb2.GetClusterResponse(
+            cluster=self._cluster(node), tree_version=self._serving.versions.tree_version
+        )
+
+    async def GetInfo(
+        self, request: planner_pb2.PlannerGetInfoRequest, context: Any
+    ) -> planner_pb2.PlannerGetInfoResponse:
+        """Versions, level and size."""
+        serving = self._serving
+        return planner_pb2.PlannerGetInfoResponse(
+            versions=versions_to_proto(serving.versions),
+            level=serving.level,
+            level_gap=serving.level_gap,
+            prompt_style=serving.live.planner.config.style if serving.live else "",
+            plan_count=len(serving.store),
+            cluster_count=len(serving.tree.nodes.at_level(serving.level)),
+        )
+
+    # --- plans ---------------------------------------------------------------------------
+
+    async def plan_rows(
+        self, request: planner_pb2.PlanRequest, deadline: float | None
+    ) -> list[planner_pb2.PlanRow]:
+        """One row a context item, in order: stored plans at once, the others live together."""
+        ids = list(request.context_item_ids)
+        stored = self._serving.store.get_many(ids)
+
+        async def one(item_id: str, plan: core.Plan | None) -> planner_pb2.PlanRow:
+            try:
+                if plan is not None:
+                    return self._row(plan, PlanSource.STORE, request)
+                made, source = await self._make(item_id, request.siblings_only, deadline)
+                return self._row(made, source, request)
+            except SerendipError as e:
+                return planner_pb2.PlanRow(status=status_of(e))
+
+        return list(await asyncio.gather(*map(one, ids, stored)))
+
+    async def _make(
+        self, item_id: str, siblings_only: bool, deadline: float | None
+    ) -> tuple[core.Plan, PlanSource]:
+        """A plan that the store does not have: live, else the fallback."""
+        serving = self._serving
+        item = serving.items.get(item_id)
+        own = serving.tree.node_of(item_id, serving.level)
+        if serving.live is not None and item is not None:
+            query = LiveQuery(item, own, siblings_only=siblings_only)
+            try:
+                return await serving.live.plan(query, deadline), PlanSource.LIVE
+            except (InvalidRequest, Overloaded):  # unreadable media, or no time for it
+                if own is None:
+                    raise
+        if own is None:
+            raise NotFound(
+                "neither the plans nor the tree have it",
+                field="context_item_ids",
+                value=item_id,
+                remedy="Send its title and thumbnail to PlanContent.",
+            )
+        return serving.fallback(item_id, own), PlanSource.FALLBACK
+
+    def _row(
+        self, plan: core.Plan, source: PlanSource, request: planner_pb2.PlanRequest
+    ) -> planner_pb2.PlanRow:
+        clusters = [c for c in plan.clusters if c.serendipitous or not request.siblings_only]
+        versions = self._serving.versions
+        if source is PlanSource.LIVE:
+            versions = replace(versions, plans_version="")
+        elif source is PlanSource.FALLBACK:
+            versions = replace(versions, planner_version="")
+        row = planner_pb2.PlanRow(
+            status=OK_STATUS,
+            plan=plan_to_proto(replace(plan, clusters=tuple(clusters[: request.k]))),
+            source=source_to_proto(source),
+            versions=versions_to_proto(versions),
+        )
+        if source is PlanSource.STORE:
+            row.age.FromMilliseconds(max(0, int(time.time() * 1000) - plan.planned_at_ms))
+        return row
+
+    # --- checks and pieces -----------------------------------------------------------------
+
+    def _check_tree(self, tree_version: str) -> None:
+        serving = self._serving.versions.tree_version
+        if tree_version and tree_version != serving:
+            raise WrongTree(
+                f"is not served here; served is {serving}",
+                field="tree_version",
+                value=tree_version,
+                remedy="Ask again with that one, or leave it empty.",
+            )
+
+    def _live(self) -> LivePlanner:
+        if self._serving.live is None:
+            raise NotReady(
+                "live planning is off", remedy="Start the planner server without --no-live."
+            )
+        return self._serving.live
+
+    def _excluded(self, request: planner_pb2.PlanContentRequest) -> tuple[int, ...]:
+        nodes = self._serving.tree.nodes
+        for node in request.exclude_node_ids:
+            nodes.check(node, "exclude_node_ids")
+            if nodes.level[node] != self._serving.level:
+                raise InvalidRequest(
+                    f"must be at the planning level ({self._serving.level})",
+                    field="exclude_node_ids",
+                    value=node,
+                    remedy="ListClusters with that level names the clusters.",
+                )
+        return tuple(request.exclude_node_ids)
+
+    def _resolve(self, text: str, at: int) -> planner_pb2.ResolveRow:
+        if len(text.encode()) > 2000:
+            long = InvalidRequest("at most 2,000 bytes", field=f"texts[{at}]", value=text)
+            return planner_pb2.ResolveRow(status=status_of(long))
+        node = self._node_of_text.get(normalise(text))
+        if node is None:
+            absent = NotFound("no description equals it", field=f"texts[{at}]", value=text)
+            return planner_pb2.ResolveRow(status=status_of(absent))
+        return planner_pb2.ResolveRow(status=OK_STATUS, node_id=node)
+
+    def _listed(self, request: planner_pb2.ListClustersRequest) -> Sequence[int]:
+        nodes = self._serving.tree.nodes
+        level = request.level if request.HasField("level") else None
+        if level is not None:
+            check_range(level, "level", 0, 4)
+        if not request.HasField("parent_node_id"):
+            return range(len(nodes)) if level is None else nodes.at_level(level)
+        children = nodes.children(nodes.check(request.parent_node_id, "parent_node_id"))
+        return [n for n in children if level is None or nodes.level[n] == level]
+
+    def _cluster(self, node: int) -> planner_pb2.Cluster:
+        nodes = self._serving.tree.nodes
+        start, end = self._serving.tree.slice(node)
+        return planner_pb2.Cluster(
+            node_id=node,
+            level=int(nodes.level[node]),
+            parent_node_id=int(nodes.parent[node]),
+            description=nodes.description[node],
+            item_count=end - start,
+        )
+
+
+class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
+    """One call for both levels, over a channel to a retriever server."""
+
+    def __init__(self, planner: PlannerService, channel: Any) -> None:
+        self._planner = planner
+        stub: Any = retriever_pb2_grpc.RetrieverStub
+        self._retriever = stub(channel)
+
+    async def Recommend(
+        self, request: recommender_pb2.RecommendRequest, context: Any
+    ) -> recommender_pb2.RecommendResponse:
+        """Plans, then retrieves from the plan."""
+        check_recommend_request(request)
+        deadline = deadline_of(context) or time.monotonic() + _RECOMMEND_S
+        row = await self._plan(request, deadline)
+        response = await self._retrieve(to_retrieve_request(request, row.plan), deadline)
+        return to_recommend_response(row, response)
+
+    async def _plan(
+        self, request: recommender_pb2.RecommendRequest, deadline: float
+    ) -> planner_pb2.PlanRow:
+        plan_request = planner_pb2.PlanRequest(
+            context_item_ids=[request.context_item_id], k=8, siblings_only=request.siblings_only
+        )
+        (row,) = await self._planner.plan_rows(plan_request, deadline)
+        if error := error_from_status(row.status):
+            raise error
+        return row
+
+    async def _retrieve(self, request: Any, deadline: float) -> Any:
+        try:
+            return await self._retriever.Retrieve(
+                request, timeout=max(0.001, deadline - time.monotonic())
+            )
+        except grpc.aio.AioRpcError as e:
+            trailers = e.trailing_metadata() or ()
+            raise error_from_rpc(e.code().value[0], e.details() or "", trailers) from e
+
+
+def register(
+    server: Any, planner: PlannerService, recommender: RecommenderService | None
+) -> list[str]:
+    """Adds the services to a grpc.aio server; returns their full names."""
+    add_planner: Any = planner_pb2_grpc.add_PlannerServicer_to_server
+    add_planner(planner, server)
+    if recommender is None:
+        return [PLANNER]
+    add_recommender: Any = recommender_pb2_grpc.add_RecommenderServicer_to_server
+    add_recommender(recommender, server)
+    return [PLANNER, RECOMMENDER]
+
+
+def show_versions(running: Running, serving: Serving) -> None:
+    """Puts what is served into the running server's metrics."""
+    versions = serving.versions
+    running.metrics.set_versions(
+        tree=versions.tree_version,
+        planner=versions.planner_version,
+        plans=versions.plans_version,
+    )
+
+
+def _content(request: planner_pb2.PlanContentRequest) -> Content:
+    """Decodes a request's pictures within their bounds."""
+    if not 1 <= len(request.title.encode()) <= 2000:
+        raise InvalidRequest(
+            "must be 1 to 2,000 bytes", field="title", value=request.title, remedy="Shorten it."
+        )
+    if len(request.text.encode()) > 20_000:
+        raise InvalidRequest("at most 20,000 bytes", field="text", remedy="Shorten it.")
+    check_length(tuple(request.frames), "frames", 0, 32)
+    return Content(
+        title=request.title,
+        text=request.text,
+        cover=_picture(request.thumbnail, "thumbnail") if request.thumbnail else None,
+        frames=tuple(_picture(f, f"frames[{i}]") for i, f in enumerate(request.frames)),
+    )
+
+
+def _picture(data: bytes, field: str) -> Any:
+    try:
+        return decode_image(data, max_side=896)
+    except InvalidRequest as e:
+        raise InvalidRequest(e.message, field=field, value=e.value, remedy=e.remedy) from e
+
+
+def _page_start(token: str) -> int:
+    if not token:
+        return 0
+    if not token.isascii() or not token.isdigit():
+        raise InvalidRequest(
+            "is no page token",
+            field="page_token",
+            value=token,
+            remedy="Send the next_page_token of the page before.",
+        )
+    return int(token)
