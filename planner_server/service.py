@@ -19,8 +19,8 @@ from google.rpc import code_pb2
 
 from planner_server.live import LivePlanner, LiveQuery
 from planner_server.release import Serving
-from serendip.catalog.media import decode_image
 from serendip import core
+from serendip.catalog.media import decode_image
 from serendip.core import (
     InvalidRequest,
     NotFound,

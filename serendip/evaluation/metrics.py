@@ -1,0 +1,75 @@
+"""Metrics, each with its formula and an example that runs as a test. Knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+
+def share(hits: Sequence[bool]) -> float:
+    """hits / n; 0 for none.
+
+    >>> share([True, False, True, True])
+    0.75
+    """
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def recall_at_k(plans: Sequence[Sequence[Hashable]], labels: Sequence[Hashable], k: int) -> float:
+    """Share of the plans whose first k clusters contain the label.
+
+    >>> recall_at_k([["a", "b"], ["c", "d"]], ["b", "c"], 1)
+    0.5
+    >>> recall_at_k([["a", "b"], ["c", "d"]], ["b", "c"], 2)
+    1.0
+    """
+    return share([label in plan[:k] for plan, label in zip(plans, labels, strict=True)])
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a share: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+
+    E. B. Wilson, Probable inference, JASA 22 (1927).
+
+    >>> low, high = wilson_interval(80, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.711, 0.867)
+    >>> wilson_interval(0, 0)
+    (0.0, 1.0)
+    """
+    if not n:
+        return 0.0, 1.0
+    p = hits / n
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def purity(clusters: Sequence[int], classes: Sequence[int]) -> float:
+    """Share of the items that are of their cluster's most frequent class.
+
+    C. D. Manning et al., Introduction to Information Retrieval, section 16.3.
+
+    >>> purity([0, 0, 0, 1], [5, 5, 6, 6])
+    0.75
+    """
+    counts: dict[tuple[int, int], int] = {}
+    for pair in zip(clusters, classes, strict=True):
+        counts[pair] = counts.get(pair, 0) + 1
+    best: dict[int, int] = {}
+    for (cluster, _), n in counts.items():
+        best[cluster] = max(best.get(cluster, 0), n)
+    return sum(best.values()) / len(clusters) if clusters else 0.0
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """The value below which a share q of the sorted values lies (nearest rank).
+
+    >>> percentile([3.0, 1.0, 2.0, 4.0], 0.5)
+    2.0
+    >>> percentile([3.0, 1.0, 2.0, 4.0], 0.99)
+    4.0
+    """
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]

@@ -1,0 +1,231 @@
+"""Offline figures of a planner on held-out context items (``serendip evaluate``).
+
+Held-out items took no part in training; their label is their best cluster by the curation's
+ranking. Where the world is synthetic, its planted truth stands beside, called *simulated*.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from serendip.artifacts import Artifact, Artifacts
+from serendip.catalog.items import fingerprint, read_items
+from serendip.config import Config
+from serendip.core import InvalidData, InvalidRequest, MediaError, Plan
+from serendip.curation.curate import read_pairs
+from serendip.evaluation.metrics import recall_at_k, share, wilson_interval
+from serendip.evaluation.truth import Truth, read_truth, swap_pairs
+from serendip.planning.planner import Planner
+from serendip.planning.prompt import STYLES, Content, load_content
+from serendip.progress import Tick, progress
+from serendip.tree.cluster_tree import ClusterTree
+
+Figures = dict[str, object]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out context items that have a label and media that can be read.
+
+    Attributes:
+        item_ids, contents, own, labels: one entry an item.
+        all_labels: best cluster of every item that has one, held out or not.
+        unreadable: held-out items that have a label and no readable media.
+    """
+
+    item_ids: list[str]
+    contents: list[Content]
+    own: list[int]
+    labels: list[int]
+    all_labels: dict[str, int]
+    unreadable: int
+
+
+def publish_report(config: Config, artifacts: Artifacts) -> Artifact:
+    """Evaluates the current planner and publishes figures.json; an unchanged one is reused.
+
+    Raises:
+        InvalidRequest: the planner has seen events later than its data's log.
+    """
+    parts = {kind: artifacts.current(kind) for kind in ("tree", "pairs", "planner")}
+    inputs = {kind: part.version for kind, part in parts.items()}
+    inputs["data"] = fingerprint(config.data_path)
+    settings = {"plans": config.plans.model_dump()}
+    if reused := artifacts.reuse("report", settings, inputs):
+        return reused
+    until = parts["pairs"].log_until
+    for part in parts.values():
+        if until is not None and (part.log_until or 0) > until:
+            raise InvalidRequest(
+                f"has seen the log up to {part.log_until}, labels end at {until}",
+                field=f"{part.kind}/{part.version}",
+                remedy="Publish it again from the same log.",
+            )
+    torch.set_num_threads(config.planner.threads)
+    tree = ClusterTree.open(parts["tree"])
+    planner = Planner.open(parts["planner"], tree.nodes, config.plans)
+    with artifacts.publish("report", settings, inputs, log_until=until) as draft:
+        held_out = load_held_out(config, planner, tree, parts["pairs"])
+        truth = read_truth(config.data_path, tree, config.level)
+        figures = evaluate(planner, held_out, truth)
+        figures["comparison"] = parts["pairs"].facts["comparison"]
+        (draft.path / "figures.json").write_text(json.dumps(figures, indent=2))
+        draft.facts |= figures
+    return artifacts.open("report", draft.version)
+
+
+def load_held_out(config: Config, planner: Planner, tree: ClusterTree, pairs: Artifact) -> HeldOut:
+    """Reads labels and media of the held-out items.
+
+    Raises:
+        InvalidData: there is none.
+    """
+    labels = {r["item_id"]: r["node_id"] for r in read_pairs(pairs, "labels").to_pylist()}
+    best = read_pairs(pairs, "scores").to_pylist()
+    style = STYLES[planner.config.style]
+    result = HeldOut(
+        [], [], [], [], {r["item_id"]: r["node_id"] for r in best if r["rank_in_item"] == 1}, 0
+    )
+    unreadable = 0
+    with progress("held-out media", len(labels)) as tick:
+        for item in read_items(config.data_path):
+            if item.item_id not in labels:
+                continue
+            tick()
+            own = tree.node_of(item.item_id, planner.level)
+            try:
+                content = load_content(item, style, planner.config.frames)
+            except MediaError:
+                unreadable += 1
+                continue
+            assert own is not None, item.item_id
+            result.item_ids.append(item.item_id)
+            result.contents.append(content)
+            result.own.append(own)
+            result.labels.append(labels[item.item_id])
+    if not result.item_ids:
+        raise InvalidData(
+            "holds no held-out item with a label and readable media",
+            field="items.parquet",
+            remedy="Raise curation.held_out_share, or bring a longer log.",
+        )
+    return replace(result, unreadable=unreadable)
+
+
+def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> Figures:
+    """Match rate, recall, and what the plans are like; against the truth if there is one."""
+    batches = 4 if truth else 3
+    with progress("evaluate", batches * len(held_out.item_ids)) as tick:
+        written = _written(planner, held_out, tick)
+        plans = _plans(planner, held_out.contents, held_out.own, tick)
+        constrained = _plans(planner, held_out.contents, held_out.own, tick, siblings_only=True)
+        labels = held_out.labels
+        chosen = [[c.node_id for c in p.clusters] for p in plans]
+        free = [planner.resolve(text) for _, text in written]
+        n = len(labels)
+        hits = sum(c[0] == label for c, label in zip(chosen, labels, strict=True))
+        figures: Figures = {
+            "held_out": n,
+            "unreadable": held_out.unreadable,
+            "match_rate": share([f is not None for f in free]),
+            "recall": share([f == label for f, label in zip(free, labels, strict=True)]),
+            "recall_at_1": hits / n,
+            "recall_at_1_interval": wilson_interval(hits, n),
+            "recall_at_4": recall_at_k(chosen, labels, 4),
+            "recall_at_8": recall_at_k(chosen, labels, 8),
+            "recall_at_1_siblings": recall_at_k(
+                [[c.node_id for c in p.clusters] for p in constrained], labels, 1
+            ),
+            "serendipitous_share": share([p.clusters[0].serendipitous for p in plans]),
+            "serendipitous_share_siblings": share(
+                [p.clusters[0].serendipitous for p in constrained]
+            ),
+            "sibling_chance": sum(1 / len(planner.siblings(o)) for o in held_out.own) / n,
+        }
+        if truth:
+            figures |= _against_truth(planner, held_out, truth, plans, written)
+            figures["follows_frames"], figures["swapped"] = _swap(planner, held_out, truth, tick)
+    return figures
+
+
+def _against_truth(
+    planner: Planner,
+    held_out: HeldOut,
+    truth: Truth,
+    plans: Sequence[Plan],
+    written: Sequence[tuple[str, str]],
+) -> Figures:
+    ids = held_out.item_ids
+    first = [p.clusters[0].node_id for p in plans]
+    labels = dict(zip(ids, held_out.labels, strict=True))
+    ceilings = truth.text_ceiling(held_out.all_labels, labels)
+    return {
+        "simulated": True,
+        "truth_agreement": share(
+            [truth.target_node(i) == f for i, f in zip(ids, first, strict=True)]
+        ),
+        "label_truth_agreement": share([truth.target_node(i) == n for i, n in labels.items()]),
+        "recall_text_ceiling": max(ceilings.values()),
+        "recall_text_ceiling_planted": ceilings["planted"],
+        "recall_text_ceiling_fitted": ceilings["fitted"],
+        "leaf_purity": truth.leaf_purity,
+        "parent_purity": truth.parent_purity,
+        "look_accuracy": share(
+            [f"Look: {truth.look(i)}" in r for i, (r, _) in zip(ids, written, strict=True)]
+        ),
+        "topic_accuracy": share(
+            [
+                f"Topic: {planner.nodes.description[o]}" in r
+                for o, (r, _) in zip(held_out.own, written, strict=True)
+            ]
+        ),
+    }
+
+
+def _swap(planner: Planner, held_out: HeldOut, truth: Truth, tick: Tick) -> tuple[float, int]:
+    """Share of the plans that move with another item's frames, and of how many."""
+    at = {item_id: i for i, item_id in enumerate(held_out.item_ids)}
+    contents, own, wanted = [], [], []
+    for item_id, donor_id in swap_pairs(held_out.item_ids):
+        node = truth.node_if_seen(item_id, donor_id)
+        if node is None or node == held_out.own[at[item_id]]:
+            continue
+        item, donor = held_out.contents[at[item_id]], held_out.contents[at[donor_id]]
+        contents.append(replace(item, cover=donor.cover, frames=donor.frames))
+        own.append(held_out.own[at[item_id]])
+        wanted.append(node)
+    plans = _plans(planner, contents, own, tick)
+    moved = [p.clusters[0].node_id == n for p, n in zip(plans, wanted, strict=True)]
+    return share(moved), len(moved)
+
+
+def _plans(
+    planner: Planner,
+    contents: Sequence[Content],
+    own: Sequence[int],
+    tick: Tick,
+    *,
+    siblings_only: bool = False,
+) -> list[Plan]:
+    plans: list[Plan] = []
+    size = planner.search.batch_size
+    for at in range(0, len(contents), size):
+        mine = own[at : at + size]
+        views = [planner.view(o, siblings_only=siblings_only) for o in mine]
+        plans += planner.plan(contents[at : at + size], mine, views=views)
+        tick(len(mine))
+    return plans
+
+
+def _written(planner: Planner, held_out: HeldOut, tick: Tick) -> list[tuple[str, str]]:
+    texts: list[tuple[str, str]] = []
+    size = planner.search.batch_size
+    for at in range(0, len(held_out.contents), size):
+        batch = held_out.contents[at : at + size]
+        texts += planner.write_free(batch)
+        tick(len(batch))
+    return texts

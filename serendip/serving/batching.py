@@ -1,0 +1,280 @@
+"""Many callers, one worker thread, no timer: run when idle, gather while it runs.
+
+    submit ──> waiting (bounded) ──take up to max_batch──> run(rows) ──> each caller its own rows
+       │ Overloaded    │ cancelled, DeadlineSpent                │ what run raised
+       └───────────────┴──────────── NotReady at close <─────────┘
+
+Knows no gRPC and no model: ``run`` is a function from rows to as many results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from serendip.core import DeadlineSpent, InvalidRequest, NotReady, Overloaded
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_S = 30.0
+
+
+class Batcher(Generic[Q, R]):
+    """Runs rows of many callers together, in the order in which they came.
+
+    Args:
+        run: takes 1 to ``max_batch`` rows and returns as many results, in order; a result that is
+            an exception is raised to that row's caller alone. Called by one thread only.
+        max_batch: most rows a run.
+        max_waiting: most rows that may wait for a run; also the most rows of one call.
+        max_wait_s: a call that would wait longer than this, by the recent rate, is refused as
+            well; None refuses by rows alone.
+        on_batch: told (rows run, rows still waiting) before each run, by the worker's thread.
+        name: of the worker's thread.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Q]], Sequence[R | Exception]],
+        *,
+        max_batch: int = 16,
+        max_waiting: int = 1024,
+        max_wait_s: float | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
+        name: str = "batcher",
+    ) -> None:
+        for value, field in ((max_batch, "max_batch"), (max_waiting, "max_waiting")):
+            if value < 1:
+                raise InvalidRequest("must be at least 1", field=field, value=value)
+        self._run = run
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
+        self._on_batch = on_batch
+        self._changed = threading.Condition()
+        # All below is guarded by _changed.
+        self._calls: OrderedDict[int, _Call[Q, R]] = OrderedDict()
+        self._waiting = 0
+        self._idle = False
+        self._closed = False
+        self._row_s = 0.0  # smoothed seconds a row; 0 until the first run
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a run now."""
+        return self._waiting
+
+    async def submit(self, query: Q, deadline: float | None = None) -> R:
+        """The result of one row.
+
+        Args:
+            deadline: time.monotonic() in seconds after which nobody wants the answer; the row is
+                dropped if it has not been taken by then.
+
+        Raises:
+            Overloaded: too many rows wait.
+            DeadlineSpent: the deadline passed before the row was taken.
+            NotReady: the batcher is closed.
+            Exception: what ``run`` raised, or returned for this row.
+        """
+        (result,) = await self.submit_many([query], deadline)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def submit_many(
+        self, queries: Sequence[Q], deadline: float | None = None
+    ) -> list[R | Exception]:
+        """The results of several rows of one caller, in order, each one a result or what failed.
+
+        Arguments and errors are as ``submit``'s; the rows are accepted, and refused, together.
+
+        Raises:
+            InvalidRequest: more rows than may ever wait.
+        """
+        if not queries:
+            return []
+        rows = len(queries)
+        if rows > self._max_waiting:
+            raise InvalidRequest(
+                f"at most {self._max_waiting} rows a call",
+                value=rows,
+                remedy="Split the request.",
+            )
+        if deadline is not None and time.monotonic() >= deadline:
+            raise _spent()
+        call: _Call[Q, R] = _Call(list(queries), deadline, asyncio.get_running_loop())
+        with self._changed:
+            if self._closed:
+                raise _closed()
+            wait_s = self._waiting * self._row_s
+            too_slow = self._max_wait_s is not None and wait_s > self._max_wait_s
+            if self._waiting + rows > self._max_waiting or too_slow:
+                raise Overloaded(
+                    f"{self._waiting} rows are waiting",
+                    retry_after_s=min(max(round(wait_s, 3), 0.01), MAX_RETRY_AFTER_S),
+                )
+            self._calls[id(call)] = call
+            self._waiting += rows
+            if self._idle:
+                self._changed.notify()
+        try:
+            return await call.future
+        except asyncio.CancelledError:
+            # Room for others at once, rather than when the worker comes by.
+            with self._changed:
+                self._drop(call)
+            raise
+
+    async def close(self) -> None:
+        """Lets the running batch finish, fails what waits with NotReady, ends the thread."""
+        with self._changed:
+            self._closed = True
+            for call in list(self._calls.values()):
+                self._drop(call)
+                call.failure = _closed()
+                if not call.running:
+                    _deliver([call])
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    # --- the worker's thread -------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            taken, done, waiting = self._take()
+            _deliver(done)
+            if taken:
+                _deliver(self._run_rows(taken, waiting))
+            elif self._closed and not done:
+                return
+
+    def _take(self) -> tuple[list[_Row[Q, R]], list[_Call[Q, R]], int]:
+        """Waits for rows; returns those to run, the calls that ended instead, the rows left."""
+        taken: list[_Row[Q, R]] = []
+        done: list[_Call[Q, R]] = []
+        with self._changed:
+            while not self._calls and not self._closed:
+                self._idle = True
+                self._changed.wait()
+            self._idle = False
+            now = time.monotonic()
+            while self._calls and len(taken) < self._max_batch:
+                call = next(iter(self._calls.values()))
+                if call.future.cancelled():
+                    self._drop(call)
+                    continue
+                if call.deadline is not None and now >= call.deadline:
+                    self._drop(call)
+                    call.failure = _spent()
+                    done.append(call)
+                    continue
+                stop = min(call.taken + self._max_batch - len(taken), len(call.queries))
+                taken += [(call, index) for index in range(call.taken, stop)]
+                self._waiting -= stop - call.taken
+                call.running += stop - call.taken
+                call.taken = stop
+                if stop == len(call.queries):
+                    del self._calls[id(call)]
+            return taken, done, self._waiting
+
+    def _run_rows(self, rows: list[_Row[Q, R]], waiting: int) -> list[_Call[Q, R]]:
+        """Runs one batch; returns the calls that have all their results now."""
+        started = time.monotonic()
+        results: Sequence[R | Exception]
+        try:
+            if self._on_batch is not None:
+                self._on_batch(len(rows), waiting)
+            results = self._run([call.queries[index] for call, index in rows])
+            if len(results) != len(rows):
+                raise RuntimeError(f"a batch of {len(rows)} rows gave {len(results)} results")
+        except Exception as error:
+            results = [error] * len(rows)
+        except BaseException as error:  # the thread, and the callers' loops, must outlive it
+            results = [RuntimeError(f"the batch was ended by {error!r}")] * len(rows)
+        row_s = (time.monotonic() - started) / len(rows)
+        done = []
+        with self._changed:
+            self._row_s = row_s if not self._row_s else 0.8 * self._row_s + 0.2 * row_s
+            for (call, index), result in zip(rows, results, strict=True):
+                call.results[index] = result
+                call.running -= 1
+                ended = call.failure is not None or call.taken == len(call.queries)
+                if ended and not call.running:
+                    done.append(call)
+        return done
+
+    def _drop(self, call: _Call[Q, R]) -> None:
+        """Forgets the rows of a call that have not been taken; to be called under the lock."""
+        if self._calls.pop(id(call), None) is not None:
+            self._waiting -= len(call.queries) - call.taken
+
+
+class _Call(Generic[Q, R]):
+    """The rows of one caller: some waiting, some running, some done."""
+
+    __slots__ = (
+        "deadline",
+        "failure",
+        "future",
+        "loop",
+        "queries",
+        "results",
+        "running",
+        "taken",
+    )
+
+    def __init__(
+        self, queries: list[Q], deadline: float | None, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.queries = queries
+        self.deadline = deadline
+        self.loop = loop
+        self.future: asyncio.Future[list[R | Exception]] = loop.create_future()
+        self.results: list[Any] = [None] * len(queries)
+        self.taken = 0  # rows that a batch has taken
+        self.running = 0  # rows of the running batch
+        self.failure: Exception | None = None  # ends the call as a whole
+
+
+_Row = tuple[_Call[Q, R], int]
+
+
+def _deliver(calls: list[_Call[Q, R]]) -> None:
+    """Wakes each event loop once for all its calls."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Call[Q, R]]] = {}
+    for call in calls:
+        by_loop.setdefault(call.loop, []).append(call)
+    for loop, ended in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, ended)
+        except RuntimeError:
+            _log.debug("%d calls outlived their event loop", len(ended))
+
+
+def _settle(calls: list[_Call[Q, R]]) -> None:
+    for call in calls:
+        if call.future.done():  # cancelled meanwhile
+            continue
+        if call.failure is not None:
+            call.future.set_exception(call.failure)
+        else:
+            call.future.set_result(call.results)
+
+
+def _spent() -> DeadlineSpent:
+    return DeadlineSpent("the deadline passed before the work was begun")
+
+
+def _closed() -> NotReady:
+    return NotReady("the server is stopping")

@@ -1,0 +1,251 @@
+"""The life of a server: bind, serve, be healthy, say so, stop without losing a call.
+
+    bind ──> SERVING ──> "NAME ready on HOST:PORT" ──> signal ──> NOT_SERVING ──> drain ──> exit 0
+      └─ InvalidRequest: the port is taken
+
+Knows no tier: the caller registers its servicers, and closes what they hold after the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from serendip.core import InvalidRequest
+from serendip.serving.errors import ErrorInterceptor
+from serendip.serving.reflection import add_reflection
+from serendip.serving.telemetry import (
+    MetricsServer,
+    ServerMetrics,
+    TelemetryInterceptor,
+    start_metrics_server,
+)
+
+HEALTH_NAME: str = health.SERVICE_NAME
+
+# Adds servicers to the grpc.aio server it is given; returns the services' full names.
+Register = Callable[[Any], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server meets the world.
+
+    Attributes:
+        host: address to listen on, for calls and for metrics.
+        port: for calls; 0 takes a free one.
+        metrics_port: for http://host:port/metrics; 0 takes a free one, None serves none.
+        max_message_bytes: largest request and response.
+        grace_s: seconds that calls in flight get to end in when the server stops.
+        lame_s: seconds for which a stopping server says NOT_SERVING and still takes calls, so
+            that balancers can look away first.
+        reuse_port: whether several processes may share the port (SO_REUSEPORT).
+        credentials: grpc.ServerCredentials for TLS or mTLS; None serves plain text.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    metrics_port: int | None = None
+    max_message_bytes: int = 32 << 20
+    grace_s: float = 10.0
+    lame_s: float = 0.0
+    reuse_port: bool = False
+    credentials: Any = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that serves.
+
+    Attributes:
+        port: what it is bound to.
+        metrics_port: where its metrics are, None if they are off.
+        metrics: its collectors; ``set_versions`` shows what answers are made from.
+    """
+
+    name: str
+    host: str
+    port: int
+    metrics_port: int | None
+    metrics: ServerMetrics
+    _health: _Health
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as a channel takes it."""
+        return _address(self.host, self.port)
+
+    def line(self) -> str:
+        """What a person, or a script that waits for the server, reads when it is ready."""
+        text = f"{self.name} ready on {self.address}"
+        if self.metrics_port is None:
+            return text
+        return f"{text}, metrics http://{_address(self.host, self.metrics_port)}/metrics"
+
+    async def set_serving(self, service: str, serving: bool) -> None:
+        """Sets one service's health; "" is the server as a whole."""
+        await self._health.set(service, serving)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    name: str,
+    register: Register,
+    options: ServerOptions | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+) -> AsyncIterator[Running]:
+    """Serves while the block runs, then stops gracefully; every call has ended after it.
+
+    Args:
+        name: of the server, for people.
+        register: adds the servicers; see ``Register``.
+        registry: takes the server's metrics; a new one if None.
+
+    Raises:
+        InvalidRequest: a port cannot be bound; names the option.
+    """
+    options = options if options is not None else ServerOptions()
+    registry = registry if registry is not None else CollectorRegistry()
+    metrics = ServerMetrics(registry)
+    health_servicer = _Health()
+    # Telemetry stands outside: it sees the code that the errors' interceptor ends a call with.
+    server = grpc.aio.server(
+        interceptors=[TelemetryInterceptor(metrics), ErrorInterceptor()],
+        options=[
+            ("grpc.so_reuseport", int(options.reuse_port)),
+            ("grpc.max_receive_message_length", options.max_message_bytes),
+            ("grpc.max_send_message_length", options.max_message_bytes),
+        ],
+    )
+    names = tuple(register(server))
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    add_reflection(server, (*names, HEALTH_NAME))
+    port = _bind(server, options)
+    page: MetricsServer | None = None
+    if options.metrics_port is not None:
+        page = start_metrics_server(registry, options.metrics_port, options.host)
+    try:
+        await server.start()
+        for service in ("", *names):
+            await health_servicer.set(service, True)
+        yield Running(
+            name=name,
+            host=options.host,
+            port=port,
+            metrics_port=page.port if page else None,
+            metrics=metrics,
+            _health=health_servicer,
+        )
+    finally:
+        await health_servicer.stop()
+        if options.lame_s:
+            await asyncio.sleep(options.lame_s)
+        await server.stop(options.grace_s)
+        if page:
+            await asyncio.to_thread(page.close)
+
+
+async def serve_until_signal(
+    name: str,
+    register: Register,
+    options: ServerOptions,
+    *,
+    registry: CollectorRegistry | None = None,
+    on_ready: Callable[[Running], None] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then stops gracefully and returns; exit with 0 then.
+
+    Prints one line to standard output when ready: ``NAME ready on HOST:PORT, metrics URL``.
+
+    Args:
+        on_ready: called before that line, with the running server.
+
+    Raises:
+        InvalidRequest: a port cannot be bound; names the option.
+    """
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    # From before the server is ready, and until it has stopped: a signal sent twice, by a shell
+    # and by a supervisor, still ends in a drain.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        async with serve(name, register, options, registry=registry) as running:
+            if on_ready is not None:
+                on_ready(running)
+            print(running.line(), flush=True)
+            await stopped.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def deadline_of(context: Any) -> float | None:
+    """The deadline of a call as time.monotonic() in seconds; None if the caller set none."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+def _bind(server: Any, options: ServerOptions) -> int:
+    address = _address(options.host, options.port)
+    try:
+        if options.credentials is None:
+            port: int = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, options.credentials)
+    except RuntimeError as error:
+        raise InvalidRequest(
+            f"cannot listen on {options.host}",
+            field="port",
+            value=options.port,
+            remedy="Stop what has it, choose another port, or 0 for any free one.",
+        ) from error
+    return port
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Health:
+    """grpc.health.v1, whose watchers do not hold up a stop."""
+
+    def __init__(self) -> None:
+        self._servicer: Any = health.aio.HealthServicer()
+        self._stopping = asyncio.Event()
+
+    async def set(self, service: str, serving: bool) -> None:
+        response = health_pb2.HealthCheckResponse
+        status = response.SERVING if serving else response.NOT_SERVING
+        await self._servicer.set(service, status)
+
+    async def stop(self) -> None:
+        """NOT_SERVING for good, for every service."""
+        await self._servicer.enter_graceful_shutdown()
+        self._stopping.set()
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._servicer, method)
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        # A watch never ends by itself, and a stop waits for every call: end it once the watcher
+        # has been told.
+        watch = asyncio.create_task(self._servicer.Watch(request, context))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((watch, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((watch,), timeout=0.2)
+        finally:
+            stopping.cancel()
+            watch.cancel()
+            await asyncio.gather(watch, stopping, return_exceptions=True)

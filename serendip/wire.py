@@ -1,0 +1,416 @@
+"""Between the protos and the border types of core: both directions, and every request check.
+
+Servers and clients import this one module, so that a field has one meaning on both sides; the
+composition of the two tiers (``to_retrieve_request``, ``to_recommend_response``) stands here too,
+so that the planner server and a client that composes by itself cannot differ. Knows no channel,
+no servicer and no artefact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from serendip.core import (
+    MAX_PLANNED_CLUSTERS,
+    Candidate,
+    DeadlineSpent,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Plan,
+    PlannedCluster,
+    PlanSource,
+    Retrieval,
+    RetrievalQuery,
+    SerendipError,
+    Versions,
+    WrongTree,
+    check_id,
+    check_length,
+    check_range,
+)
+from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+
+MAX_HISTORY = 10_000
+DETAILS_KEY = "grpc-status-details-bin"
+
+# UTF-8 takes at most 4 bytes a character: text up to this length needs no encoding to be checked.
+_SURELY_SHORT = 64
+
+
+# --- checks ------------------------------------------------------------------------------
+
+
+def check_ids(ids: Sequence[str], field: str, *, part: str = "") -> None:
+    """Raises InvalidRequest naming ``field[index]part`` unless every ID is 1 to 256 bytes."""
+    for index, value in enumerate(ids):
+        if not 0 < len(value) <= _SURELY_SHORT:
+            check_id(value, f"{field}[{index}]{part}")
+
+
+def check_plan_request(request: planner_pb2.PlanRequest) -> None:
+    """Raises InvalidRequest, naming the field, for what PlanRequest says is INVALID_ARGUMENT."""
+    check_length(tuple(request.context_item_ids), "context_item_ids", 1, 256)
+    check_ids(request.context_item_ids, "context_item_ids")
+    check_range(request.k, "k", 1, MAX_PLANNED_CLUSTERS)
+
+
+def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
+    """Raises InvalidRequest, naming the field, for what RecommendRequest calls invalid."""
+    check_id(request.context_item_id, "context_item_id")
+    # The same checks as the retriever's, before the planner spends anything on the call.
+    _query(request, node_ids=(0,), widening=True)
+
+
+# --- versions, history -------------------------------------------------------------------
+
+
+def versions_to_proto(versions: Versions) -> common_pb2.Versions:
+    return common_pb2.Versions(
+        tree_version=versions.tree_version,
+        planner_version=versions.planner_version,
+        plans_version=versions.plans_version,
+        retriever_version=versions.retriever_version,
+        order_version=versions.order_version,
+    )
+
+
+def versions_from_proto(message: common_pb2.Versions) -> Versions:
+    return Versions(
+        tree_version=message.tree_version,
+        planner_version=message.planner_version,
+        plans_version=message.plans_version,
+        retriever_version=message.retriever_version,
+        order_version=message.order_version,
+    )
+
+
+def history_to_proto(
+    item_ids: Sequence[str],
+    satisfaction: Sequence[float | None] = (),
+    timestamps_ms: Sequence[int] = (),
+) -> list[common_pb2.HistoryItem]:
+    """Builds a request's history, oldest first.
+
+    Args:
+        satisfaction: one number or None an event, or empty: none is set.
+        timestamps_ms: one Unix time in milliseconds an event, or empty: none is known.
+    """
+    events = [common_pb2.HistoryItem(item_id=item_id) for item_id in item_ids]
+    for event, value in zip(events, satisfaction, strict=bool(satisfaction)):
+        if value is not None:
+            event.satisfaction = value
+    for event, timestamp in zip(events, timestamps_ms, strict=bool(timestamps_ms)):
+        event.timestamp_ms = timestamp
+    return events
+
+
+def history_from_proto(
+    history: Sequence[common_pb2.HistoryItem],
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Reads a history into item IDs and satisfactions (empty if no event has one).
+
+    Raises:
+        InvalidRequest: too many events, an item ID that is none, a falling timestamp. The range
+            of satisfaction is checked by RetrievalQuery.
+    """
+    item_ids = tuple([event.item_id for event in history])
+    check_length(item_ids, "history", 0, MAX_HISTORY)
+    check_ids(item_ids, "history", part=".item_id")
+    latest: int | None = None
+    for index, event in enumerate(history):
+        timestamp = event.timestamp_ms
+        if timestamp == 0:  # unknown: compares with nothing
+            continue
+        if latest is not None and timestamp < latest:
+            raise InvalidRequest(
+                f"must not fall below the {latest} of an event before it",
+                field=f"history[{index}].timestamp_ms",
+                value=timestamp,
+                remedy="Send the history oldest first.",
+            )
+        latest = timestamp
+    given = [event.HasField("satisfaction") for event in history]
+    if not any(given):
+        return item_ids, ()
+    satisfaction = [e.satisfaction if has else 1.0 for e, has in zip(history, given, strict=True)]
+    return item_ids, tuple(satisfaction)
+
+
+# --- retrieval ---------------------------------------------------------------------------
+
+
+def query_from_proto(request: retriever_pb2.RetrieveRequest) -> RetrievalQuery:
+    """Checks and reads a request; whether its nodes and its tree exist is the server's to say.
+
+    Raises:
+        InvalidRequest: naming the field, for everything that RetrieveRequest's comments call
+            INVALID_ARGUMENT, an empty tree_version included.
+    """
+    if not request.tree_version:
+        raise InvalidRequest(
+            "is required", field="tree_version", remedy="Send the tree_version of the plan."
+        )
+    return _query(request, node_ids=tuple(request.node_ids), widening=not request.no_widening)
+
+
+def _query(
+    request: retriever_pb2.RetrieveRequest | recommender_pb2.RecommendRequest,
+    *,
+    node_ids: tuple[int, ...],
+    widening: bool,
+) -> RetrievalQuery:
+    history, satisfaction = history_from_proto(request.history)
+    deny_item_ids = tuple(request.deny_item_ids)
+    exclude: tuple[int, ...] = ()
+    widen: tuple[int, ...] = ()
+    if isinstance(request, retriever_pb2.RetrieveRequest):
+        exclude, widen = tuple(request.exclude_node_ids), tuple(request.widen_node_ids)
+    query = RetrievalQuery(
+        history=history,
+        node_ids=node_ids,
+        k=request.k,
+        exclude_node_ids=exclude,
+        widen_node_ids=widen,
+        satisfaction=satisfaction,
+        deny_item_ids=deny_item_ids,
+        include_seen=request.include_seen,
+        widening=widening,
+    )
+    check_ids(deny_item_ids, "deny_item_ids")
+    return query
+
+
+def query_to_proto(
+    query: RetrievalQuery, *, tree_version: str, timestamps_ms: Sequence[int] = ()
+) -> retriever_pb2.RetrieveRequest:
+    """Builds a request; ``timestamps_ms`` is empty, or has one entry an event of the history."""
+    return retriever_pb2.RetrieveRequest(
+        history=history_to_proto(query.history, query.satisfaction, timestamps_ms),
+        node_ids=query.node_ids,
+        exclude_node_ids=query.exclude_node_ids,
+        widen_node_ids=query.widen_node_ids,
+        tree_version=tree_version,
+        k=query.k,
+        include_seen=query.include_seen,
+        deny_item_ids=query.deny_item_ids,
+        no_widening=not query.widening,
+    )
+
+
+def candidates_to_proto(candidates: Iterable[Candidate]) -> list[common_pb2.Candidate]:
+    return [
+        common_pb2.Candidate(item_id=c.item_id, score=c.score, node_id=c.node_id, widened=c.widened)
+        for c in candidates
+    ]
+
+
+def candidates_from_proto(messages: Iterable[common_pb2.Candidate]) -> tuple[Candidate, ...]:
+    return tuple([Candidate(m.item_id, m.score, m.node_id, m.widened) for m in messages])
+
+
+def retrieval_to_proto(retrieval: Retrieval, versions: Versions) -> retriever_pb2.RetrieveResponse:
+    """Scores become 32-bit floats on the way."""
+    return retriever_pb2.RetrieveResponse(
+        candidates=candidates_to_proto(retrieval.candidates),
+        widened_to=retrieval.widened_to,
+        unknown_history_items=retrieval.unknown_history_items,
+        versions=versions_to_proto(versions),
+    )
+
+
+def retrieval_from_proto(message: retriever_pb2.RetrieveResponse) -> tuple[Retrieval, Versions]:
+    retrieval = Retrieval(
+        candidates=candidates_from_proto(message.candidates),
+        widened_to=tuple(message.widened_to),
+        unknown_history_items=message.unknown_history_items,
+    )
+    return retrieval, versions_from_proto(message.versions)
+
+
+# --- plans -------------------------------------------------------------------------------
+
+_SOURCE_TO_PROTO = {
+    PlanSource.STORE: planner_pb2.PLAN_SOURCE_STORE,
+    PlanSource.LIVE: planner_pb2.PLAN_SOURCE_LIVE,
+    PlanSource.FALLBACK: planner_pb2.PLAN_SOURCE_FALLBACK,
+}
+_SOURCE_FROM_PROTO = {number: source for source, number in _SOURCE_TO_PROTO.items()}
+
+
+def source_to_proto(source: PlanSource | None) -> planner_pb2.PlanSource:
+    """None, where there is no plan, is PLAN_SOURCE_UNSPECIFIED."""
+    if source is None:
+        return planner_pb2.PLAN_SOURCE_UNSPECIFIED
+    return _SOURCE_TO_PROTO[source]
+
+
+def source_from_proto(number: planner_pb2.PlanSource) -> PlanSource | None:
+    """None for PLAN_SOURCE_UNSPECIFIED, and for a source that a newer server may name."""
+    return _SOURCE_FROM_PROTO.get(number)
+
+
+def plan_to_proto(plan: Plan) -> planner_pb2.Plan:
+    message = planner_pb2.Plan(
+        context_item_id=plan.context_item_id,
+        clusters=[
+            common_pb2.PlannedCluster(
+                node_id=c.node_id,
+                description=c.description,
+                score=c.score,
+                serendipitous=c.serendipitous,
+            )
+            for c in plan.clusters
+        ],
+        own_node_id=plan.own_node_id,
+        reasoning=plan.reasoning,
+        tree_version=plan.tree_version,
+        planner_version=plan.planner_version,
+    )
+    message.planned_at.FromMilliseconds(plan.planned_at_ms)
+    return message
+
+
+def plan_from_proto(message: planner_pb2.Plan) -> Plan:
+    """Reads a plan.
+
+    Raises:
+        SerendipError: a cluster named twice, more than 8 of them, or a score that is no number.
+    """
+    try:
+        return Plan(
+            context_item_id=message.context_item_id,
+            clusters=tuple(
+                [
+                    PlannedCluster(c.node_id, c.description, c.score, c.serendipitous)
+                    for c in message.clusters
+                ]
+            ),
+            own_node_id=message.own_node_id if message.HasField("own_node_id") else None,
+            reasoning=message.reasoning,
+            tree_version=message.tree_version,
+            planner_version=message.planner_version,
+            planned_at_ms=message.planned_at.ToMilliseconds(),
+        )
+    except ValueError as error:
+        raise SerendipError(f"the answer is no plan: {error}", field="plan") from error
+
+
+# --- both tiers in one call --------------------------------------------------------------
+
+
+def to_retrieve_request(
+    request: recommender_pb2.RecommendRequest, plan: planner_pb2.Plan
+) -> retriever_pb2.RetrieveRequest:
+    """How a plan is followed: its first cluster, then the next ones, never the item's own.
+
+    Raises:
+        NotFound: the plan has no cluster.
+    """
+    if not plan.clusters:
+        raise NotFound(
+            "has no planned cluster",
+            field="context_item_id",
+            value=request.context_item_id,
+            remedy="Ask without siblings_only." if request.siblings_only else "",
+        )
+    first, *rest = [cluster.node_id for cluster in plan.clusters]
+    return retriever_pb2.RetrieveRequest(
+        history=request.history,
+        node_ids=[first],
+        exclude_node_ids=[plan.own_node_id] if plan.HasField("own_node_id") else [],
+        widen_node_ids=rest,
+        tree_version=plan.tree_version,
+        k=request.k,
+        include_seen=request.include_seen,
+        deny_item_ids=request.deny_item_ids,
+    )
+
+
+def to_recommend_response(
+    row: planner_pb2.PlanRow, response: retriever_pb2.RetrieveResponse
+) -> recommender_pb2.RecommendResponse:
+    """Joins the two tiers' answers; versions are the planner's, with the retriever's own two."""
+    versions = common_pb2.Versions()
+    versions.CopyFrom(row.versions)
+    versions.tree_version = response.versions.tree_version
+    versions.retriever_version = response.versions.retriever_version
+    versions.order_version = response.versions.order_version
+    return recommender_pb2.RecommendResponse(
+        candidates=response.candidates,
+        plan=row.plan,
+        source=row.source,
+        widened_to=response.widened_to,
+        versions=versions,
+    )
+
+
+# --- errors, as they arrive --------------------------------------------------------------
+
+
+def error_from_status(status: status_pb2.Status) -> SerendipError | None:
+    """The typed error that a status stands for, None if it is OK.
+
+    A code that no typed error has becomes a plain SerendipError that names it.
+    """
+    if status.code == 0:
+        return None
+    message, field, retry_after_s = status.message, "", 1.0
+    for detail in status.details:
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            if bad.field_violations:
+                field = bad.field_violations[0].field
+                message = bad.field_violations[0].description
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    match status.code:
+        case 3:
+            return InvalidRequest(message, field=field)
+        case 4:
+            return DeadlineSpent(message)
+        case 5:
+            return NotFound(message)
+        case 8:
+            return _overloaded(message, retry_after_s)
+        case 9:
+            return WrongTree(message)
+        case 14:
+            return NotReady(message)
+    return SerendipError(f"{message or 'the call failed'} (gRPC code {status.code})")
+
+
+def _overloaded(message: str, retry_after_s: float) -> Overloaded:
+    # The remedy travelled as part of the message, and the class adds it again.
+    return Overloaded(message.partition(". Try again in ")[0], retry_after_s=retry_after_s)
+
+
+def error_from_rpc(
+    code: int, details: str, trailing_metadata: Iterable[tuple[str, str | bytes]]
+) -> SerendipError:
+    """The typed error of a failed call, from what any gRPC error of any stack can tell.
+
+    Args:
+        code: the numeric status code; not 0.
+        details: the status message.
+        trailing_metadata: searched for the rich status; may be empty.
+    """
+    status = status_pb2.Status(code=code, message=details)
+    for key, value in trailing_metadata:
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            rich = status_pb2.Status()
+            try:
+                rich.ParseFromString(value)
+            except DecodeError:  # a proxy's or another stack's: the plain status still holds
+                continue
+            if rich.code == code:
+                status = rich
+    error = error_from_status(status)
+    return error if error is not None else SerendipError(details, field="status", value=code)
