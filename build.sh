@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The project's verbs. Each sets up what it needs: a clean clone is enough.
+set -euo pipefail
+cd "$(dirname "$0")"
+venv=.venv
+py=$venv/bin/python
+
+setup() {
+  local stamp want
+  stamp=$venv/setup.stamp
+  want=$(cat pyproject.toml constraints.txt build.sh | cksum)
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then return; fi
+  local base=${PYTHON:-python3}
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "build.sh: needs Python 3.11 or newer as python3, or as \$PYTHON" >&2; exit 2; }
+  echo "setting up $venv (a few minutes the first time)" >&2
+  [ -x "$py" ] || "$base" -m venv "$venv"
+  # PIP_CONSTRAINT holds in build environments too.
+  "$py" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+  echo "$want" >"$stamp"
+}
+
+protos() {
+  setup
+  local google
+  google=$("$py" -c 'import google.rpc, os; print(os.path.dirname(os.path.dirname(os.path.dirname(list(google.rpc.__path__)[0] + "/"))))')
+  "$py" -m grpc_tools.protoc -Iprotos -I"$google" \
+    --python_out=. --pyi_out=. --grpc_python_out=. protos/serendip/v1/*.proto
+}
+
+lint() {
+  setup
+  "$venv/bin/ruff" format --check .
+  "$venv/bin/ruff" check .
+  "$venv/bin/mypy"
+}
+
+demo() { setup; exec "$py" examples/demo.py "$@"; }
+
+test_() {
+  setup
+  local options=()
+  for word in "$@"; do
+    if [ "$word" = --full ]; then options+=(--run-full); else options+=("$word"); fi
+  done
+  OMP_NUM_THREADS=1 exec "$py" -m pytest "${options[@]}"
+}
+
+serve() { setup; exec "$venv/bin/serendip" serve "$@"; }
+
+bench() {
+  setup
+  local name=${1:-}
+  [ -f "benchmarks/$name.py" ] ||
+    { echo "build.sh: bench NAME, one of: $(cd benchmarks && ls ./*.py | sed 's|^\./||; s|\.py$||' | xargs)" >&2; exit 2; }
+  shift
+  OMP_NUM_THREADS=1 exec "$py" "benchmarks/$name.py" "$@"
+}
+
+case "${1:-}" in
+  setup | protos | lint | demo | serve | bench) verb=$1; shift; "$verb" "$@" ;;
+  test) shift; test_ "$@" ;;
+  *) echo "usage: ./build.sh setup | protos | lint | demo [--seed N] [--config FILE] [--keep] | test [--full] | serve | bench NAME" >&2; exit 2 ;;
+esac

@@ -1,0 +1,212 @@
+"""The command line: one verb a stage. An offline verb reads the current artefacts, publishes one
+new one and prints its path. No traceback reaches a user. Knows nothing that a stage does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.table import Table
+except ImportError as e:  # the bare package is the client library
+    raise SystemExit("serendip: the command line needs: pip install 'serendip[offline]'") from e
+
+from serendip.artifacts import Artifact, Artifacts
+from serendip.config import Config, load_config
+from serendip.core import InvalidRequest, SerendipError
+from serendip.progress import console
+
+app = typer.Typer(
+    help="Serendipitous recommendation: an MLLM plans the interest, a sequence model the items.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigName = Annotated[str, typer.Option("--config", help="tiny, or a TOML file.")]
+Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")]
+
+
+def main() -> None:
+    """Entry point of the ``serendip`` command."""
+    with exit_on_error():
+        app()
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Typed errors of the block become one line on standard error and exit code 2."""
+    try:
+        yield
+    except SerendipError as e:
+        print(f"serendip: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("serendip: interrupted; run the same command to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _publish(stage: Callable[[Config, Artifacts], Artifact], config: str, seed: int | None) -> None:
+    settings = load_config(config, seed=seed)
+    artifact = stage(settings, Artifacts(settings.artifacts_path))
+    _show_facts(artifact)
+    print(artifact.path)
+
+
+def _show_facts(artifact: Artifact) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in artifact.facts.items():
+        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+@app.command()
+def synth(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Makes the synthetic world: tables, thumbnails, videos, captions."""
+    from serendip.catalog.synth import synthesise
+
+    print(synthesise(load_config(config, seed=seed)))
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[str, typer.Argument(help="movielens")],
+    path: Annotated[Path, typer.Argument(help="MovieLens's folder, or one with posters.")],
+    config: ConfigName = "tiny",
+) -> None:
+    """Brings outside data into the schemas of docs/data.md."""
+    if kind != "movielens":
+        raise InvalidRequest(
+            "cannot be imported", field="kind", value=kind, remedy="Known is: movielens."
+        )
+    from serendip.catalog.movielens import import_movielens
+
+    target = load_config(config).data_path
+    for name, rows in import_movielens(path, target).items():
+        console.print(f"  {name}: {rows} rows")
+    print(target)
+
+
+@app.command()
+def tree(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Clusters the catalogue into the 4-level tree and describes every cluster."""
+    from serendip.tree.build import publish_tree
+
+    _publish(publish_tree, config, seed)
+
+
+@app.command()
+def curate(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Curates the training pairs from the log."""
+    from serendip.curation.curate import publish_pairs
+
+    _publish(publish_pairs, config, seed)
+
+
+@app.command()
+def finetune(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Trains the MLLM on the curated pairs."""
+    from serendip.planning.finetune import publish_planner
+
+    _publish(publish_planner, config, seed)
+
+
+@app.command()
+def plan(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Plans the items that cover most impressions, stale ones only."""
+    from serendip.planning.bulk import publish_plans
+
+    _publish(publish_plans, config, seed)
+
+
+@app.command()
+def retriever(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Trains the sequence model and exports it."""
+    from serendip.retrieval.train import publish_retriever
+
+    _publish(publish_retriever, config, seed)
+
+
+@app.command()
+def release(config: ConfigName = "tiny") -> None:
+    """Names the current tree, planner, plans and retriever as what servers serve."""
+    from serendip.release import publish_release
+
+    _publish(lambda _, artifacts: publish_release(artifacts), config, None)
+
+
+@app.command()
+def evaluate(config: ConfigName = "tiny", seed: Seed = None) -> None:
+    """Judges the planner on held-out items."""
+    from serendip.evaluation.offline import publish_report
+
+    _publish(publish_report, config, seed)
+
+
+@app.command()
+def serve(
+    config: ConfigName = "tiny",
+    seed: Seed = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    planner_port: Annotated[int, typer.Option(help="gRPC; metrics are at 1000 above.")] = 50051,
+    retriever_port: Annotated[int, typer.Option(help="gRPC; metrics are at 1000 above.")] = 50052,
+) -> None:
+    """Runs both servers on the current release until interrupted."""
+    from serendip.local import both_servers, wait_for_end
+
+    settings = load_config(config, seed=seed)
+    ports = (planner_port, retriever_port)
+    with both_servers(settings.artifacts_path, settings.data_path, host, ports) as servers:
+        for server in servers:
+            print(f"{server.name} ready on {server.address}, metrics {server.metrics}", flush=True)
+        wait_for_end(servers)
+
+
+@app.command()
+def recommend(
+    context_item: Annotated[str, typer.Argument(help="The item that was just enjoyed.")],
+    history: Annotated[
+        list[str] | None, typer.Option(help="An item watched before; repeat it, oldest first.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
+    planner: Annotated[str, typer.Option(help="HOST:PORT of the planner server.")] = (
+        "127.0.0.1:50051"
+    ),
+    config: ConfigName = "tiny",
+    seed: Seed = None,
+) -> None:
+    """Asks the running servers for items, and says why these."""
+    from serendip_client import SerendipClient
+
+    from serendip.catalog.items import read_items
+
+    with SerendipClient(planner) as client:
+        answer = client.recommend(history or [], context_item, k)
+    data = load_config(config, seed=seed).data_path
+    titles = {}
+    if (data / "items.parquet").is_file():
+        wanted = {context_item, *(c.item_id for c in answer.candidates)}
+        titles = {i.item_id: i.title for i in read_items(data) if i.item_id in wanted}
+    _show_answer(context_item, answer, titles)
+
+
+def _show_answer(context_item: str, answer: Any, titles: dict[str, str]) -> None:
+    out = Table(title=f"{context_item}  {titles.get(context_item, '')}", title_justify="left")
+    for column in ("item", "title", "score", "from"):
+        out.add_column(column)
+    names = {c.node_id: c.description for c in answer.plan.clusters}
+    for c in answer.candidates:
+        origin = names.get(c.node_id, f"node {c.node_id}") + (" (widened)" if c.widened else "")
+        out.add_row(c.item_id, titles.get(c.item_id, ""), f"{c.score:.3f}", origin)
+    for line in answer.plan.reasoning.splitlines():
+        console.print(f"  {line}")
+    console.print(f"  Next: {answer.plan.clusters[0].description}  [{answer.source.value}]")
+    console.print(out)
+
+
+if __name__ == "__main__":
+    main()
