@@ -1,0 +1,63 @@
+"""The Python client: plans, candidates and recommendations from the two servers.
+
+    from serendip_client import SerendipClient
+
+    with SerendipClient("localhost:7001") as client:
+        for candidate in client.recommend(["item-3", "item-9"], "item-9", k=10).candidates:
+            print(candidate.item_id, candidate.score)
+
+Needs gRPC and protobuf alone; knows no artefact and no model.
+"""
+
+from serendip.core import (
+    Candidate,
+    DeadlineSpent,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Plan,
+    PlannedCluster,
+    PlanSource,
+    RetrievalQuery,
+    SerendipError,
+    Versions,
+    WrongTree,
+)
+from serendip_client.client import AsyncSerendipClient, SerendipClient
+from serendip_client.types import (
+    Cluster,
+    History,
+    HistoryItem,
+    PlanRow,
+    Recommendation,
+    Resolution,
+    Retrieved,
+    RetrievedRow,
+)
+
+__all__ = [
+    "AsyncSerendipClient",
+    "Candidate",
+    "Cluster",
+    "DeadlineSpent",
+    "History",
+    "HistoryItem",
+    "InvalidRequest",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
+    "Plan",
+    "PlanRow",
+    "PlanSource",
+    "PlannedCluster",
+    "Recommendation",
+    "Resolution",
+    "RetrievalQuery",
+    "Retrieved",
+    "RetrievedRow",
+    "SerendipClient",
+    "SerendipError",
+    "Versions",
+    "WrongTree",
+]

@@ -1,0 +1,329 @@
+"""Both clients against real servers: one suite, so that they cannot differ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+import serendip_client
+import toy_tiers
+from running import in_thread
+from serendip_client import AsyncSerendipClient, HistoryItem, SerendipClient
+from toy_tiers import NODES, PLANNER_VERSIONS, RETRIEVER_VERSIONS, TREE, Tiers
+
+from serendip.core import (
+    Candidate,
+    DeadlineSpent,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PlanSource,
+    RetrievalQuery,
+    SerendipError,
+    Versions,
+    WrongTree,
+)
+
+METHODS = (
+    "plan",
+    "plan_content",
+    "resolve",
+    "list_clusters",
+    "get_cluster",
+    "retrieve",
+    "retrieve_batch",
+    "recommend",
+)
+
+
+class Both:
+    """The two servers' addresses, and a client of one kind made for every call."""
+
+    def __init__(self, kind: str, tiers: Tiers, planner: str, retriever: str) -> None:
+        self.kind = kind
+        self.tiers = tiers
+        self.planner = planner
+        self.retriever: str | None = retriever
+        self.options: dict[str, Any] = {}
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.kind == "sync":
+                with SerendipClient(self.planner, self.retriever, **self.options) as client:
+                    return getattr(client, method)(*args, **kwargs)
+
+            async def main() -> Any:
+                async with AsyncSerendipClient(
+                    self.planner, self.retriever, **self.options
+                ) as client:
+                    return await getattr(client, method)(*args, **kwargs)
+
+            return asyncio.run(main())
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[Tiers, str, str]]:
+    tiers = Tiers()
+    with (
+        in_thread(tiers.register_planner, name="planner") as planner,
+        in_thread(tiers.register_retriever, name="retriever") as retriever,
+    ):
+        yield tiers, planner.address, retriever.address
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, servers: tuple[Tiers, str, str]) -> Iterator[Both]:
+    tiers, planner, retriever = servers
+    yield Both(request.param, tiers, planner, retriever)
+    tiers.planner.failures.clear()
+
+
+def test_plan(client: Both) -> None:
+    good, bad = client.plan(["a", "unknown"], k=2, siblings_only=True, tree_version=TREE)
+    assert good.plan == toy_tiers.plan_of("a", 2)
+    assert (good.source, good.age_s, good.error) == (PlanSource.STORE, 1.5, None)
+    assert good.versions == PLANNER_VERSIONS
+    assert good.require() is good.plan
+    assert (bad.plan, bad.source) == (None, None)
+    assert isinstance(bad.error, NotFound)
+    with pytest.raises(NotFound, match="unknown"):
+        bad.require()
+    request = client.tiers.planner.requests[-1]
+    assert (request.k, request.siblings_only, request.tree_version) == (2, True, TREE)
+
+
+def test_plan_content(client: Both) -> None:
+    row = client.plan_content(
+        "title", text="text", thumbnail=b"jpeg", frames=[b"1", b"2"], k=3, exclude_node_ids=[7]
+    )
+    assert row.require().own_node_id is None
+    assert (row.source, row.age_s, row.versions) == (PlanSource.LIVE, 0.0, PLANNER_VERSIONS)
+    request = client.tiers.planner.requests[-1]
+    assert (request.title, request.text, request.thumbnail) == ("title", "text", b"jpeg")
+    assert (list(request.frames), list(request.exclude_node_ids)) == ([b"1", b"2"], [7])
+
+
+def test_resolve(client: Both) -> None:
+    resolution = client.resolve(["cluster 4", "nothing like it", "cluster 0"])
+    assert resolution.node_ids == (4, None, 0)
+    assert (resolution.match_rate, resolution.tree_version) == (0.5, TREE)
+
+
+def test_list_clusters_walks_all_pages(client: Both) -> None:
+    before = len(client.tiers.planner.requests)
+    clusters = client.list_clusters(page_size=10)
+    assert [c.node_id for c in clusters] == list(range(NODES))
+    assert (clusters[0].parent_node_id, clusters[4].parent_node_id) == (None, 0)
+    requests = client.tiers.planner.requests[before:]
+    assert [r.page_token for r in requests] == ["", "10", "20"]
+    assert not requests[0].HasField("level")
+    client.list_clusters(level=0, parent_node_id=0)
+    request = client.tiers.planner.requests[-1]
+    assert request.HasField("level"), "level 0 is the root, not every level"
+    assert request.HasField("parent_node_id")
+
+
+def test_get_cluster(client: Both) -> None:
+    cluster = client.get_cluster(4)
+    assert (cluster.node_id, cluster.description, cluster.item_count) == (4, "cluster 4", 400)
+    assert cluster.tree_version == TREE
+    with pytest.raises(NotFound) as caught:
+        client.get_cluster(NODES)
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_retrieve(client: Both) -> None:
+    history = ["a", ("b", 5, None), ("c", 6, 0.5), HistoryItem("d", 7)]
+    result = client.retrieve(
+        history,
+        [4],
+        tree_version=TREE,
+        k=2,
+        exclude_node_ids=[3],
+        widen_node_ids=[6, 5],
+        deny_item_ids=["z"],
+        include_seen=True,
+        widening=False,
+    )
+    assert result.candidates == (Candidate("item-0", 1.0, 4), Candidate("item-1", 1 - 1 / 1024, 4))
+    assert (result.widened_to, result.unknown_history_items) == ((6,), 4)
+    assert result.versions == RETRIEVER_VERSIONS
+    request = client.tiers.retriever.requests[-1]
+    assert [(e.item_id, e.timestamp_ms) for e in request.history] == [
+        *(("a", 0), ("b", 5), ("c", 6), ("d", 7))
+    ]
+    assert [e.HasField("satisfaction") for e in request.history] == [False, False, True, False]
+    assert request.history[2].satisfaction == 0.5
+    assert (list(request.exclude_node_ids), list(request.deny_item_ids)) == ([3], ["z"])
+    assert (request.include_seen, request.no_widening) == (True, True)
+
+
+def test_retrieve_batch(client: Both) -> None:
+    queries = [RetrievalQuery(("a",), (node,), 1) for node in (4, 99, 5)]
+    first, second, third = client.retrieve_batch(queries, tree_version=TREE)
+    assert first.require().candidates[0].node_id == 4
+    assert third.require().candidates[0].node_id == 5
+    assert second.result is None
+    with pytest.raises(InvalidRequest) as caught:
+        second.require()
+    assert caught.value.field == "node_ids"
+
+
+def test_recommend_is_the_same_on_both_ways(client: Both) -> None:
+    history = [("a", 5, 0.5), ("b", 6, None)]
+    arguments = {"deny_item_ids": ["z"], "include_seen": True, "siblings_only": True}
+    by_server = client.recommend(history, "a", 3, **arguments, via="server")
+    asked_by_server = client.tiers.retriever.requests[-1]
+    by_client = client.recommend(history, "a", 3, **arguments, via="client")
+    assert client.tiers.retriever.requests[-1] == asked_by_server
+    asked_planner = client.tiers.planner.requests[-2:]
+    assert asked_planner[0] == asked_planner[1]
+    assert asked_planner[1].siblings_only
+    assert by_client == by_server
+    assert list(asked_by_server.node_ids) == [4]
+    assert list(asked_by_server.widen_node_ids) == [6, 5]
+    assert list(asked_by_server.exclude_node_ids) == [3]
+    assert asked_by_server.tree_version == TREE
+    assert len(by_server.candidates) == 3
+    assert by_server.plan == toy_tiers.plan_of("a", 8)
+    assert by_server.source is PlanSource.STORE
+    assert by_server.widened_to == (6,)
+    assert by_server.versions == Versions(TREE, "p", "q", "r", "o")
+
+
+@pytest.mark.parametrize("via", ["server", "client"])
+def test_recommend_fails_alike_on_both_ways(client: Both, via: str) -> None:
+    with pytest.raises(NotFound, match="unknown"):
+        client.recommend([], "unknown", via=via)
+    with pytest.raises(NotFound, match="no planned cluster"):
+        client.recommend([], "empty", via=via)
+    with pytest.raises(InvalidRequest) as caught:
+        client.recommend([], "a", 0, via=via)
+    assert caught.value.field == "k"
+
+
+def test_errors_are_cores(client: Both) -> None:
+    with pytest.raises(InvalidRequest) as invalid:
+        client.plan(["a"], k=9)
+    assert invalid.value.field == "k"
+    assert str(invalid.value) == "k: must lie in 1 to 8, got 9. Set k to 1 to 8."
+    assert isinstance(invalid.value.__cause__, grpc.RpcError)
+    with pytest.raises(WrongTree, match=TREE):
+        client.plan(["a"], tree_version="another")
+    client.tiers.planner.failures = [toy_tiers.FULL]
+    with pytest.raises(Overloaded) as full:
+        client.plan(["a"])
+    assert full.value.retry_after_s == 0.25
+    client.tiers.planner.failures = [ZeroDivisionError("secret")]
+    with pytest.raises(SerendipError, match=r"internal error [0-9a-f]{12}") as fault:
+        client.plan(["a"])
+    assert type(fault.value) is SerendipError
+    assert "secret" not in str(fault.value)
+
+
+def test_only_a_server_that_is_away_is_tried_again(client: Both) -> None:
+    before = len(client.tiers.planner.requests)
+    client.tiers.planner.failures = [toy_tiers.AWAY, toy_tiers.AWAY]
+    client.plan(["a"])
+    assert len(client.tiers.planner.requests) - before == 3
+    client.tiers.planner.failures = [toy_tiers.AWAY] * 3
+    with pytest.raises(NotReady, match="no release yet"):
+        client.plan(["a"])
+    assert len(client.tiers.planner.requests) - before == 6
+    client.tiers.planner.failures = [toy_tiers.FULL]
+    with pytest.raises(Overloaded):
+        client.plan(["a"])
+    assert len(client.tiers.planner.requests) - before == 7
+
+
+def test_nobody_there_is_told_at_once(client: Both) -> None:
+    client.planner = "127.0.0.1:1"
+    began = time.monotonic()
+    with pytest.raises(NotReady):
+        client.plan(["a"])
+    assert time.monotonic() - began < 3
+
+
+def test_a_timeout_is_a_spent_deadline(client: Both) -> None:
+    client.options = {"timeout_s": 0.1}
+    began = time.monotonic()
+    with pytest.raises(DeadlineSpent):
+        client.plan(["slow"])
+    assert time.monotonic() - began < 2
+
+
+def test_a_token_is_sent(client: Both) -> None:
+    client.options = {"token": "abc"}
+    client.plan(["a"])
+    assert client.tiers.planner.metadata[-1]["authorization"] == "Bearer abc"
+    client.options = {}
+    client.plan(["a"])
+    assert "authorization" not in client.tiers.planner.metadata[-1]
+
+
+def test_a_call_that_cannot_be_built_is_the_callers(client: Both) -> None:
+    wrong: list[Callable[[], Any]] = [
+        lambda: client.plan("a"),
+        lambda: client.plan([3]),
+        lambda: client.plan(["a"], k=2**40),
+        lambda: client.get_cluster("x"),
+        lambda: client.retrieve("abc", [4], tree_version=TREE),
+        lambda: client.retrieve([("a", 3)], [4], tree_version=TREE),
+        lambda: client.retrieve(["a"], [4], tree_version=TREE, deny_item_ids="z"),
+        lambda: client.resolve("text"),
+        lambda: client.recommend([], "a", via="magic"),
+    ]
+    for call in wrong:
+        with pytest.raises(InvalidRequest):
+            call()
+
+
+def test_without_a_retriever_its_methods_say_so(client: Both) -> None:
+    client.retriever = None
+    assert client.recommend([], "a", 1).candidates
+    for call in (
+        lambda: client.retrieve([], [4], tree_version=TREE),
+        lambda: client.recommend([], "a", 1, via="client"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            call()
+        assert caught.value.field == "retriever"
+
+
+def test_the_two_clients_show_the_same_methods() -> None:
+    for name in METHODS:
+        sync, asynchronous = getattr(SerendipClient, name), getattr(AsyncSerendipClient, name)
+        assert inspect.signature(sync) == inspect.signature(asynchronous)
+        assert sync.__doc__
+    shown = inspect.signature(SerendipClient("127.0.0.1:1").plan)
+    assert list(shown.parameters) == ["context_item_ids", "k", "siblings_only", "tree_version"]
+    assert shown.return_annotation == "list[PlanRow]"
+    public = {n for n in dir(SerendipClient) if not n.startswith("_")}
+    assert public == {n for n in dir(AsyncSerendipClient) if not n.startswith("_")}
+    assert public == {*METHODS, "close"}
+    for name in serendip_client.__all__:
+        assert hasattr(serendip_client, name)
+
+
+def test_many_calls_share_one_async_client(servers: tuple[Tiers, str, str]) -> None:
+    _, planner, retriever = servers
+
+    async def main() -> None:
+        async with AsyncSerendipClient(planner, retriever) as client:
+            with contextlib.suppress(NotFound):
+                await client.get_cluster(-1)
+            rows = await asyncio.gather(*[client.plan([f"item-{i}"]) for i in range(20)])
+        assert [row[0].require().context_item_id for row in rows] == [
+            f"item-{i}" for i in range(20)
+        ]
+
+    asyncio.run(main())

@@ -1,0 +1,197 @@
+"""Both tiers as toys whose answers are obvious; they remember the requests they got."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from serendip import wire
+from serendip.core import (
+    Candidate,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    Plan,
+    PlannedCluster,
+    PlanSource,
+    Retrieval,
+    Versions,
+    WrongTree,
+)
+from serendip.serving.errors import OK_STATUS, status_of
+from serendip.v1 import (
+    planner_pb2,
+    planner_pb2_grpc,
+    recommender_pb2,
+    recommender_pb2_grpc,
+    retriever_pb2,
+    retriever_pb2_grpc,
+)
+
+TREE = "0123456789ab"
+PLANNER_VERSIONS = Versions(tree_version=TREE, planner_version="p", plans_version="q")
+RETRIEVER_VERSIONS = Versions(tree_version=TREE, retriever_version="r", order_version="o")
+NODES = 25
+
+
+def plan_of(item: str, k: int) -> Plan:
+    clusters = tuple([PlannedCluster(node, f"cluster {node}", -node, True) for node in (4, 6, 5)])
+    return Plan(item, clusters[:k], 3, "because", TREE, "p", 1_700_000_000_123)
+
+
+class Planner(planner_pb2_grpc.PlannerServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.metadata: list[Any] = []
+        self.failures: list[Exception] = []
+
+    def _note(self, request: Any, context: Any) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        if self.failures:
+            raise self.failures.pop(0)
+
+    async def Plan(self, request: Any, context: Any) -> planner_pb2.PlanResponse:
+        self._note(request, context)
+        wire.check_plan_request(request)
+        if request.tree_version not in ("", TREE):
+            raise WrongTree(f"is not open here, but: {TREE}", field="tree_version")
+        rows = []
+        for item in request.context_item_ids:
+            if item == "slow":
+                await asyncio.sleep(10)
+            if item == "unknown":
+                error = NotFound("is unknown", field="context_item_ids", value=item)
+                rows.append(planner_pb2.PlanRow(status=status_of(error)))
+                continue
+            plan = plan_of(item, request.k)
+            if item == "empty":
+                plan = plan_of(item, 0)
+            row = planner_pb2.PlanRow(
+                status=OK_STATUS,
+                plan=wire.plan_to_proto(plan),
+                source=wire.source_to_proto(PlanSource.STORE),
+                versions=wire.versions_to_proto(PLANNER_VERSIONS),
+            )
+            row.age.FromMilliseconds(1500)
+            rows.append(row)
+        return planner_pb2.PlanResponse(rows=rows)
+
+    async def PlanContent(self, request: Any, context: Any) -> planner_pb2.PlanContentResponse:
+        self._note(request, context)
+        plan = wire.plan_to_proto(plan_of("", request.k))
+        plan.ClearField("own_node_id")
+        return planner_pb2.PlanContentResponse(
+            plan=plan, versions=wire.versions_to_proto(PLANNER_VERSIONS)
+        )
+
+    async def Resolve(self, request: Any, context: Any) -> planner_pb2.ResolveResponse:
+        self._note(request, context)
+        known = {"cluster 0": 0, "cluster 4": 4}
+        rows = [
+            planner_pb2.ResolveRow(status=OK_STATUS, node_id=known[text])
+            if text in known
+            else planner_pb2.ResolveRow(status=status_of(NotFound("no such description")))
+            for text in request.texts
+        ]
+        return planner_pb2.ResolveResponse(rows=rows, match_rate=0.5, tree_version=TREE)
+
+    async def ListClusters(self, request: Any, context: Any) -> planner_pb2.ListClustersResponse:
+        self._note(request, context)
+        start = int(request.page_token or 0)
+        stop = min(start + request.page_size, NODES)
+        return planner_pb2.ListClustersResponse(
+            clusters=[cluster(node) for node in range(start, stop)],
+            next_page_token=str(stop) if stop < NODES else "",
+            tree_version=TREE,
+        )
+
+    async def GetCluster(self, request: Any, context: Any) -> planner_pb2.GetClusterResponse:
+        self._note(request, context)
+        if not 0 <= request.node_id < NODES:
+            raise NotFound("is no node", field="node_id", value=request.node_id)
+        return planner_pb2.GetClusterResponse(cluster=cluster(request.node_id), tree_version=TREE)
+
+
+class Recommender(recommender_pb2_grpc.RecommenderServicer):
+    """Composes as a planner server does, over objects instead of a second channel."""
+
+    def __init__(self, planner: Planner, retriever: Retriever) -> None:
+        self._planner, self._retriever = planner, retriever
+
+    async def Recommend(self, request: Any, context: Any) -> recommender_pb2.RecommendResponse:
+        wire.check_recommend_request(request)
+        asked = planner_pb2.PlanRequest(
+            context_item_ids=[request.context_item_id], k=8, siblings_only=request.siblings_only
+        )
+        (row,) = (await self._planner.Plan(asked, context)).rows
+        error = wire.error_from_status(row.status)
+        if error is not None:
+            raise error
+        followed = wire.to_retrieve_request(request, row.plan)
+        response = await self._retriever.Retrieve(followed, context)
+        return wire.to_recommend_response(row, response)
+
+
+class Retriever(retriever_pb2_grpc.RetrieverServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    async def Retrieve(self, request: Any, context: Any) -> retriever_pb2.RetrieveResponse:
+        self.requests.append(request)
+        return self._answer(request)
+
+    async def RetrieveBatch(
+        self, request: Any, context: Any
+    ) -> retriever_pb2.RetrieveBatchResponse:
+        rows = []
+        for one in request.requests:
+            try:
+                rows.append(retriever_pb2.RetrieveRow(status=OK_STATUS, response=self._answer(one)))
+            except InvalidRequest as error:
+                rows.append(retriever_pb2.RetrieveRow(status=status_of(error)))
+        return retriever_pb2.RetrieveBatchResponse(rows=rows)
+
+    def _answer(self, request: Any) -> retriever_pb2.RetrieveResponse:
+        query = wire.query_from_proto(request)
+        if 99 in query.node_ids:
+            raise InvalidRequest("is a bad node", field="node_ids", value=99)
+        found = [Candidate(f"item-{i}", 1.0 - i / 1024, query.node_ids[0]) for i in range(query.k)]
+        widened_to = query.widen_node_ids[:1]
+        return wire.retrieval_to_proto(
+            Retrieval(tuple(found), widened_to, len(query.history)), RETRIEVER_VERSIONS
+        )
+
+
+def cluster(node: int) -> planner_pb2.Cluster:
+    return planner_pb2.Cluster(
+        node_id=node,
+        level=0 if node == 0 else 1,
+        parent_node_id=-1 if node == 0 else 0,
+        description=f"cluster {node}" if node else "",
+        item_count=100 * node,
+    )
+
+
+class Tiers:
+    """All three services; on one server, or on two."""
+
+    def __init__(self) -> None:
+        self.planner = Planner()
+        self.retriever = Retriever()
+        self.recommender = Recommender(self.planner, self.retriever)
+
+    def register_planner(self, server: Any) -> Sequence[str]:
+        planner_pb2_grpc.add_PlannerServicer_to_server(self.planner, server)
+        recommender_pb2_grpc.add_RecommenderServicer_to_server(self.recommender, server)
+        return ("serendip.v1.Planner", "serendip.v1.Recommender")
+
+    def register_retriever(self, server: Any) -> Sequence[str]:
+        retriever_pb2_grpc.add_RetrieverServicer_to_server(self.retriever, server)
+        return ("serendip.v1.Retriever",)
+
+
+AWAY = NotReady("no release yet")
+FULL = Overloaded("9 rows are waiting", retry_after_s=0.25)

@@ -1,0 +1,59 @@
+"""A real server in this process, on a free port, for tests that call it blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry
+
+from serendip.serving.server import Register, Running, ServerOptions, serve
+
+
+@contextlib.contextmanager
+def in_thread(
+    register: Register,
+    options: ServerOptions | None = None,
+    *,
+    name: str = "test",
+    registry: CollectorRegistry | None = None,
+) -> Iterator[Running]:
+    """Serves from a thread with an event loop of its own while the block runs."""
+    ready = threading.Event()
+    started: list[Running] = []
+    failed: list[BaseException] = []
+    stop: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def main() -> None:
+        stopped = asyncio.Event()
+        stop.append((asyncio.get_running_loop(), stopped))
+        async with serve(name, register, options, registry=registry) as running:
+            started.append(running)
+            ready.set()
+            await stopped.wait()
+
+    def work() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=work, name=f"{name}-server", daemon=True)
+    thread.start()
+    if not ready.wait(10):
+        raise TimeoutError("the server did not start")
+    if failed:
+        raise failed[0]
+    try:
+        yield started[0]
+    finally:
+        loop, stopped = stop[0]
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
+        if failed:
+            raise failed[0]

@@ -1,0 +1,401 @@
+"""Under cancels, failures and many callers, every live caller gets its own answer and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serendip.core import DeadlineSpent, InvalidRequest, NotReady, Overloaded
+from serendip.serving.batching import Batcher
+
+
+def go(main: Callable[[], Awaitable[None]]) -> None:
+    """Runs a test's coroutine; one that hangs fails."""
+
+    async def bounded() -> None:
+        await asyncio.wait_for(main(), 20)
+
+    asyncio.run(bounded())
+
+
+class Gate:
+    """A ``run`` that can be held shut; remembers its batches."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, batch: list[int]) -> list[int]:
+        self.batches.append(list(batch))
+        self.entered.set()
+        assert self.open.wait(10)
+        return [row * 10 for row in batch]
+
+    async def occupied(self, batcher: Batcher[int, int]) -> asyncio.Task[int]:
+        """Fills the worker with row 0, so that what comes next waits."""
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.to_thread(self.entered.wait, 10)
+        return first
+
+
+async def settled(tasks: Sequence[asyncio.Task[Any]], batcher: Batcher[Any, Any], n: int) -> None:
+    while batcher.waiting != n:
+        assert not all(task.done() for task in tasks), "nothing waits"
+        await asyncio.sleep(0.001)
+
+
+def test_it_gathers_while_it_runs_and_never_waits_when_idle() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=4)
+        tasks = [await gate.occupied(batcher)]
+        tasks += [asyncio.create_task(batcher.submit(row)) for row in range(1, 8)]
+        await settled(tasks, batcher, 7)
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [row * 10 for row in range(8)]
+        assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+        await batcher.close()
+
+    go(main)
+
+
+def test_rows_of_one_call_cross_batches_and_come_back_in_order() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=4)
+        first = await gate.occupied(batcher)
+        many = asyncio.create_task(batcher.submit_many(list(range(1, 11))))
+        one = asyncio.create_task(batcher.submit(11))
+        await settled([many, one], batcher, 11)
+        gate.open.set()
+        assert await many == [row * 10 for row in range(1, 11)]
+        assert await one == 110
+        assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11]]
+        assert await batcher.submit_many([]) == []
+        await first
+        await batcher.close()
+
+    go(main)
+
+
+def test_a_full_queue_refuses_and_tells_when_to_come_back() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=2, max_waiting=3)
+        tasks = [await gate.occupied(batcher)]
+        tasks += [asyncio.create_task(batcher.submit(row)) for row in (1, 2)]
+        await settled(tasks, batcher, 2)
+        with pytest.raises(Overloaded):
+            await batcher.submit_many([3, 4])
+        tasks.append(asyncio.create_task(batcher.submit(3)))
+        await settled(tasks, batcher, 3)
+        with pytest.raises(Overloaded) as caught:
+            await batcher.submit(4)
+        assert 0 < caught.value.retry_after_s <= 30
+        with pytest.raises(InvalidRequest):
+            await batcher.submit_many([1, 2, 3, 4])  # would be refused for ever
+        tasks.pop().cancel()
+        await settled(tasks, batcher, 2)
+        tasks.append(asyncio.create_task(batcher.submit(5)))  # a cancelled row made room
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == [0, 10, 20, 50]
+        await batcher.close()
+
+    go(main)
+
+
+def test_the_time_to_come_back_follows_the_rate_and_bounds_the_wait() -> None:
+    async def main() -> None:
+        release = threading.Event()
+
+        def run(batch: list[int]) -> list[int]:
+            if batch == [0]:
+                time.sleep(0.1)  # the rate: 0.1 s a row
+            else:
+                release.wait(10)
+            return batch
+
+        batcher: Batcher[int, int] = Batcher(run, max_batch=1, max_waiting=100, max_wait_s=0.5)
+        await batcher.submit(0)
+        tasks = [asyncio.create_task(batcher.submit(1))]
+        while batcher.waiting == 0 and not tasks[0].done():
+            await asyncio.sleep(0)
+        retry_after_s = 0.0
+        for row in range(2, 20):
+            tasks.append(asyncio.create_task(batcher.submit(row)))
+            await asyncio.sleep(0)
+            if tasks[-1].done():
+                with pytest.raises(Overloaded) as caught:
+                    await tasks.pop()
+                retry_after_s = caught.value.retry_after_s
+                break
+        assert 0.5 < retry_after_s < 3
+        assert 2 <= len(tasks) <= 8, "0.5 s are about 5 rows of 0.1 s"
+        release.set()
+        await asyncio.gather(*tasks)
+        await batcher.close()
+
+    go(main)
+
+
+def test_rows_for_nobody_are_not_run() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate)
+        first = await gate.occupied(batcher)
+        cancelled = asyncio.create_task(batcher.submit(1))
+        late = asyncio.create_task(batcher.submit(2, time.monotonic() + 0.02))
+        kept = asyncio.create_task(batcher.submit(3, time.monotonic() + 60))
+        await settled([cancelled, late, kept], batcher, 3)
+        await asyncio.sleep(0.03)
+        cancelled.cancel()
+        gate.open.set()
+        time.sleep(0.05)  # the loop is busy: the worker must see the cancel by itself
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(DeadlineSpent):
+            await late
+        assert await kept == 30
+        with pytest.raises(DeadlineSpent):
+            await batcher.submit(4, time.monotonic() - 1)
+        assert gate.batches == [[0], [3]]
+        assert await first == 0
+        assert batcher.waiting == 0
+        await batcher.close()
+
+    go(main)
+
+
+def test_a_row_cancelled_while_it_runs_disturbs_nobody() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate)
+        running = await gate.occupied(batcher)
+        running.cancel()
+        other = asyncio.create_task(batcher.submit(1))
+        await settled([other], batcher, 1)
+        gate.open.set()
+        assert await other == 10
+        await batcher.close()
+
+    go(main)
+
+
+def test_failures_stay_where_they_belong() -> None:
+    async def main() -> None:
+        def run(batch: list[str]) -> list[str | Exception]:
+            if "raise" in batch:
+                raise ZeroDivisionError("whole batch")
+            if "exit" in batch:
+                raise SystemExit(3)
+            if "short" in batch:
+                return ["mixed up"] * (len(batch) - 1)
+            if "long" in batch:
+                return ["mixed up"] * (len(batch) + 1)
+            if "none" in batch:
+                return None  # type of a careless run
+            return [KeyError(row) if row == "bad" else row for row in batch]
+
+        careless: Any = run
+        batcher: Batcher[str, str] = Batcher(careless, max_batch=2)
+        with pytest.raises(ZeroDivisionError):
+            await batcher.submit("raise")
+        for row in ("exit", "short", "long"):
+            with pytest.raises(RuntimeError):
+                await batcher.submit(row)
+        with pytest.raises(TypeError):
+            await batcher.submit("none")
+        results = await batcher.submit_many(["fine", "bad", "raise", "x", "fine", "fine"])
+        assert [type(r).__name__ for r in results] == [
+            "str",
+            "KeyError",
+            "ZeroDivisionError",
+            "ZeroDivisionError",
+            "str",
+            "str",
+        ]
+        with pytest.raises(KeyError):
+            await batcher.submit("bad")
+        assert await batcher.submit("fine") == "fine"
+        await batcher.close()
+
+    go(main)
+
+
+def test_close_finishes_what_runs_and_fails_what_waits() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=2)
+        running = await gate.occupied(batcher)
+        waiting = asyncio.create_task(batcher.submit(1))
+        await settled([waiting], batcher, 1)
+        closing = asyncio.create_task(batcher.close())
+        with pytest.raises(NotReady):
+            await waiting
+        assert not running.done()
+        assert not closing.done()
+        with pytest.raises(NotReady):
+            await batcher.submit(2)
+        gate.open.set()
+        assert await running == 0
+        await closing
+        await batcher.close()
+        assert gate.batches == [[0]]
+
+    go(main)
+
+
+def test_close_fails_a_call_of_which_only_some_rows_run() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=2)
+        call = asyncio.create_task(batcher.submit_many([0, 1, 2]))
+        await asyncio.to_thread(gate.entered.wait, 10)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0.01)
+        gate.open.set()
+        with pytest.raises(NotReady):
+            await call
+        await closing
+
+    go(main)
+
+
+def test_a_loop_that_is_gone_does_not_end_the_worker() -> None:
+    gate = Gate()
+    batcher: Batcher[int, int] = Batcher(gate)
+
+    async def leave() -> None:
+        await gate.occupied(batcher)  # left behind: the loop closes while it runs
+
+    asyncio.run(leave())
+    gate.open.set()
+
+    async def main() -> None:
+        assert await batcher.submit(4) == 40
+        await batcher.close()
+
+    go(main)
+
+
+def test_batches_are_told() -> None:
+    async def main() -> None:
+        told: list[tuple[int, int]] = []
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(
+            gate, max_batch=2, on_batch=lambda rows, waiting: told.append((rows, waiting))
+        )
+        tasks = [await gate.occupied(batcher)]
+        tasks += [asyncio.create_task(batcher.submit(row)) for row in (1, 2, 3)]
+        await settled(tasks, batcher, 3)
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        assert told == [(1, 0), (2, 1), (1, 0)]
+        await batcher.close()
+
+    go(main)
+
+
+# --- under fire --------------------------------------------------------------------------
+
+FATES = ("plain", "plain", "plain", "many", "cancel", "cancel_later", "expired", "soon", "bad")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    max_batch=st.integers(1, 9),
+    max_waiting=st.integers(6, 60),
+    callers=st.integers(1, 120),
+)
+def test_everyone_gets_their_own(seed: int, max_batch: int, max_waiting: int, callers: int) -> None:
+    rng = random.Random(seed)
+    ran: Counter[int] = Counter()
+    sizes: list[int] = []
+
+    def run(batch: list[tuple[int, str]]) -> list[Any]:
+        sizes.append(len(batch))
+        ran.update(row for row, _ in batch)
+        if rng.random() < 0.3:
+            time.sleep(rng.random() * 0.002)
+        chance = rng.random()
+        if chance < 0.08:
+            raise OSError("batch")
+        results: list[Any] = [
+            ValueError(row) if fate == "bad" else ("answer", row) for row, fate in batch
+        ]
+        return results[:-1] if chance < 0.14 else results
+
+    async def main() -> None:
+        batcher: Batcher[tuple[int, str], tuple[str, int]] = Batcher(
+            run, max_batch=max_batch, max_waiting=max_waiting
+        )
+        outcomes: Counter[str] = Counter()
+
+        def check(result: Any, row: int, fate: str) -> None:
+            if isinstance(result, tuple):
+                assert result == ("answer", row), "somebody else's answer"
+                assert fate != "bad"
+            elif isinstance(result, ValueError):
+                assert result.args == (row,), "somebody else's error"
+                assert fate == "bad"
+            else:
+                assert isinstance(result, OSError | RuntimeError)
+            assert ran[row] == 1
+
+        async def caller(number: int, fate: str) -> None:
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.random() * 0.003)
+            row = number * 10
+            deadline = {"expired": -1.0, "soon": 0.002}.get(fate)
+            deadline = None if deadline is None else time.monotonic() + deadline
+            try:
+                if fate == "many":
+                    rows = [(row + i, fate) for i in range(5)]
+                    for (own, _), result in zip(
+                        rows, await batcher.submit_many(rows, deadline), strict=True
+                    ):
+                        check(result, own, fate)
+                else:
+                    check(await batcher.submit((row, fate), deadline), row, fate)
+                outcomes["answered"] += 1
+            except Overloaded:
+                outcomes["refused"] += 1
+                assert not any(ran[row + i] for i in range(10))
+            except DeadlineSpent:
+                assert fate in ("expired", "soon")
+                outcomes["late"] += 1
+                assert ran[row] == 0, "a spent deadline's work was done"
+            except (ValueError, OSError, RuntimeError) as error:
+                check(error, row, fate)
+                outcomes["failed"] += 1
+
+        tasks = []
+        for number in range(callers):
+            fate = rng.choice(FATES)
+            task = asyncio.create_task(caller(number, fate))
+            if fate == "cancel":
+                task.cancel()
+            elif fate == "cancel_later":
+                asyncio.get_running_loop().call_later(rng.random() * 0.003, task.cancel)
+            tasks.append(task)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        cancelled = sum(isinstance(e, asyncio.CancelledError) for e in ended)
+        assert [e for e in ended if e and not isinstance(e, asyncio.CancelledError)] == []
+        assert sum(outcomes.values()) + cancelled == callers
+        assert batcher.waiting == 0
+        await batcher.close()
+        assert max(sizes, default=0) <= max_batch
+        assert max(ran.values(), default=0) <= 1, "a row was run twice"
+
+    go(main)

@@ -1,0 +1,239 @@
+"""Protos to border types and back; every INVALID_ARGUMENT that the protos' comments promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serendip import wire
+from serendip.core import (
+    Candidate,
+    InvalidRequest,
+    NotFound,
+    Plan,
+    PlannedCluster,
+    PlanSource,
+    Retrieval,
+    RetrievalQuery,
+    SerendipError,
+    Versions,
+)
+from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
+NODES = st.integers(0, 2**31 - 1)
+SCORES = st.floats(-100, 100, width=32)
+VERSION = st.text("0123456789abcdef", min_size=12, max_size=12)
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> RetrievalQuery:
+    history = tuple(draw(st.lists(IDS, max_size=8)))
+    unit = st.floats(0, 1, width=32)
+    size = len(history)
+    satisfaction = draw(st.just(()) | st.lists(unit, min_size=size, max_size=size).map(tuple))
+    return RetrievalQuery(
+        history=history,
+        node_ids=tuple(draw(st.lists(NODES, min_size=1, max_size=8))),
+        k=draw(st.integers(1, 1000)),
+        exclude_node_ids=tuple(draw(st.lists(NODES, max_size=8))),
+        widen_node_ids=tuple(draw(st.lists(NODES, max_size=8))),
+        satisfaction=satisfaction,
+        deny_item_ids=tuple(draw(st.lists(IDS, max_size=8))),
+        include_seen=draw(st.booleans()),
+        widening=draw(st.booleans()),
+    )
+
+
+@given(queries(), VERSION)
+def test_a_query_survives_the_wire(query: RetrievalQuery, tree_version: str) -> None:
+    message = wire.query_to_proto(query, tree_version=tree_version)
+    arrived = retriever_pb2.RetrieveRequest.FromString(message.SerializeToString())
+    assert arrived.tree_version == tree_version
+    assert wire.query_from_proto(arrived) == query
+
+
+@given(
+    st.lists(st.builds(Candidate, IDS, SCORES, NODES, st.booleans()), max_size=9),
+    st.lists(NODES, max_size=5),
+    st.builds(Versions, VERSION, VERSION, VERSION, VERSION, VERSION),
+)
+def test_a_retrieval_survives_the_wire(
+    candidates: list[Candidate], widened_to: list[int], versions: Versions
+) -> None:
+    retrieval = Retrieval(tuple(candidates), tuple(widened_to), 3)
+    raw = wire.retrieval_to_proto(retrieval, versions).SerializeToString()
+    arrived = retriever_pb2.RetrieveResponse.FromString(raw)
+    assert wire.retrieval_from_proto(arrived) == (retrieval, versions)
+
+
+@given(
+    st.lists(
+        st.builds(PlannedCluster, NODES, st.text(max_size=9), SCORES, st.booleans()), max_size=8
+    ),
+    st.none() | NODES,
+    st.integers(0, 4_000_000_000_000),
+)
+def test_a_plan_survives_the_wire(
+    clusters: list[PlannedCluster], own: int | None, planned_at_ms: int
+) -> None:
+    unique = tuple({c.node_id: c for c in clusters}.values())
+    plan = Plan("item", unique, own, "because", "t" * 12, "p" * 12, planned_at_ms)
+    raw = wire.plan_to_proto(plan).SerializeToString()
+    assert wire.plan_from_proto(planner_pb2.Plan.FromString(raw)) == plan
+
+
+def test_a_plan_that_is_none_is_a_typed_error() -> None:
+    cluster = common_pb2.PlannedCluster(node_id=3)
+    with pytest.raises(SerendipError, match="plan"):
+        wire.plan_from_proto(planner_pb2.Plan(clusters=[cluster, cluster]))
+
+
+def test_sources() -> None:
+    for source in PlanSource:
+        assert wire.source_from_proto(wire.source_to_proto(source)) is source
+    assert wire.source_from_proto(wire.source_to_proto(None)) is None
+
+
+def request() -> retriever_pb2.RetrieveRequest:
+    return retriever_pb2.RetrieveRequest(
+        history=[
+            common_pb2.HistoryItem(item_id="a", timestamp_ms=5),
+            common_pb2.HistoryItem(item_id="b", timestamp_ms=0),
+            common_pb2.HistoryItem(item_id="c", timestamp_ms=5, satisfaction=0.5),
+        ],
+        node_ids=[3],
+        tree_version="t",
+        k=10,
+    )
+
+
+def test_an_unset_satisfaction_is_a_satisfied_one_and_an_unknown_time_compares_with_nothing() -> (
+    None
+):
+    query = wire.query_from_proto(request())
+    assert query.history == ("a", "b", "c")
+    assert query.satisfaction == (1.0, 1.0, 0.5)
+    plain = request()
+    plain.history[2].ClearField("satisfaction")
+    assert wire.query_from_proto(plain).satisfaction == ()
+
+
+Change = Callable[[retriever_pb2.RetrieveRequest], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda r: r.ClearField("tree_version"), "tree_version"),
+        (lambda r: setattr(r, "k", 0), "k"),
+        (lambda r: setattr(r, "k", 1001), "k"),
+        (lambda r: setattr(r, "k", -1), "k"),
+        (lambda r: r.ClearField("node_ids"), "node_ids"),
+        (lambda r: r.node_ids.extend(range(64)), "node_ids"),
+        (lambda r: r.exclude_node_ids.extend(range(1025)), "exclude_node_ids"),
+        (lambda r: r.widen_node_ids.extend(range(65)), "widen_node_ids"),
+        (lambda r: r.deny_item_ids.extend(["x"] * 10_001), "deny_item_ids"),
+        (lambda r: r.deny_item_ids.extend(["x", ""]), "deny_item_ids[1]"),
+        (lambda r: r.deny_item_ids.append("中" * 86), "deny_item_ids[0]"),
+        (lambda r: setattr(r.history[1], "item_id", ""), "history[1].item_id"),
+        (lambda r: setattr(r.history[1], "item_id", "x" * 257), "history[1].item_id"),
+        (lambda r: setattr(r.history[2], "timestamp_ms", 4), "history[2].timestamp_ms"),
+        (lambda r: setattr(r.history[2], "satisfaction", 1.5), "history.satisfaction"),
+        (lambda r: setattr(r.history[2], "satisfaction", float("nan")), "history.satisfaction"),
+        (lambda r: r.history.extend([r.history[2]] * 10_000), "history"),
+    ],
+)
+def test_what_the_protos_call_invalid_names_its_field(change: Change, field: str) -> None:
+    message = request()
+    wire.query_from_proto(message)
+    change(message)
+    with pytest.raises(InvalidRequest) as caught:
+        wire.query_from_proto(message)
+    assert caught.value.field == field
+
+
+def test_ids_of_256_bytes_pass() -> None:
+    message = request()
+    message.deny_item_ids.extend(["x" * 256, "中" * 85, "𝄞" * 64])
+    assert len(wire.query_from_proto(message).deny_item_ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (planner_pb2.PlanRequest(k=1), "context_item_ids"),
+        (planner_pb2.PlanRequest(context_item_ids=["a"] * 257, k=1), "context_item_ids"),
+        (planner_pb2.PlanRequest(context_item_ids=["a", ""], k=1), "context_item_ids[1]"),
+        (planner_pb2.PlanRequest(context_item_ids=["a"]), "k"),
+        (planner_pb2.PlanRequest(context_item_ids=["a"], k=9), "k"),
+    ],
+)
+def test_plan_requests_are_checked(message: planner_pb2.PlanRequest, field: str) -> None:
+    wire.check_plan_request(planner_pb2.PlanRequest(context_item_ids=["a"] * 256, k=8))
+    with pytest.raises(InvalidRequest) as caught:
+        wire.check_plan_request(message)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"context_item_id": ""}, "context_item_id"),
+        ({"k": 0}, "k"),
+        ({"k": 1001}, "k"),
+        ({"deny_item_ids": [""]}, "deny_item_ids[0]"),
+        ({"history": [common_pb2.HistoryItem()]}, "history[0].item_id"),
+    ],
+)
+def test_recommend_requests_are_checked(fields: dict[str, object], field: str) -> None:
+    sound = {"context_item_id": "a", "k": 5}
+    wire.check_recommend_request(recommender_pb2.RecommendRequest(**sound))
+    with pytest.raises(InvalidRequest) as caught:
+        wire.check_recommend_request(recommender_pb2.RecommendRequest(**{**sound, **fields}))
+    assert caught.value.field == field
+
+
+def test_a_plan_is_followed_cluster_after_cluster_and_never_home() -> None:
+    clusters = [common_pb2.PlannedCluster(node_id=node) for node in (4, 6, 5)]
+    plan = planner_pb2.Plan(clusters=clusters, own_node_id=0, tree_version="t")
+    message = recommender_pb2.RecommendRequest(
+        history=request().history, context_item_id="a", k=9, include_seen=True, deny_item_ids=["z"]
+    )
+    followed = wire.to_retrieve_request(message, plan)
+    assert wire.query_from_proto(followed) == RetrievalQuery(
+        history=("a", "b", "c"),
+        node_ids=(4,),
+        k=9,
+        exclude_node_ids=(0,),
+        widen_node_ids=(6, 5),
+        satisfaction=(1.0, 1.0, 0.5),
+        deny_item_ids=("z",),
+        include_seen=True,
+    )
+    assert [e.timestamp_ms for e in followed.history] == [5, 0, 5]
+    plan.ClearField("own_node_id")
+    assert not wire.to_retrieve_request(message, plan).exclude_node_ids
+    with pytest.raises(NotFound):
+        wire.to_retrieve_request(message, planner_pb2.Plan())
+
+
+def test_an_answer_tells_both_tiers_versions() -> None:
+    row = planner_pb2.PlanRow(
+        plan=planner_pb2.Plan(context_item_id="a"),
+        source=planner_pb2.PLAN_SOURCE_STORE,
+        versions=common_pb2.Versions(tree_version="t", planner_version="p", plans_version="q"),
+    )
+    response = retriever_pb2.RetrieveResponse(
+        candidates=[common_pb2.Candidate(item_id="x")],
+        widened_to=[3],
+        versions=common_pb2.Versions(tree_version="t", retriever_version="r", order_version="o"),
+    )
+    joined = wire.to_recommend_response(row, response)
+    assert wire.versions_from_proto(joined.versions) == Versions("t", "p", "q", "r", "o")
+    assert (joined.candidates[0].item_id, list(joined.widened_to)) == ("x", [3])
+    assert (joined.plan.context_item_id, joined.source) == ("a", planner_pb2.PLAN_SOURCE_STORE)
+    assert row.versions.retriever_version == "", "the planner's own answer is left as it is"
