@@ -114,14 +114,15 @@ class RetrieverConfig(Section):
     heads: int = Field(2, ge=1)
     max_history: int = Field(50, ge=2, le=1000)
     dropout: float = Field(0.15, ge=0, lt=1)
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     # In histories of full length; shorter ones pack more to a batch.
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
     # Items above which full cross-entropy gives way to uniform sampled softmax.
     sampled_above: int = Field(10_000, ge=1)
     negatives: int = Field(512, ge=1)
-    threads: int = Field(2, ge=1)
+    # Two are faster on two idle cores, and many times slower where something else runs.
+    threads: int = Field(1, ge=1)
 
 
 class Config(Section):

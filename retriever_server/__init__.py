@@ -1,0 +1,1 @@
+"""The retriever's gRPC server: serves the low level of the current release."""
