@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.columns import Columns
-from rich.console import Group
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
 from serendip_client import SerendipClient
@@ -24,13 +24,16 @@ from serendip.core import Item, MediaError
 from serendip.curation.curate import read_pairs
 from serendip.evaluation.metrics import percentile, share
 from serendip.local import ServerProcess, start_both
-from serendip.progress import console
 from serendip.tree.cluster_tree import ClusterTree
 
 K = 6
 SHOWN = 4
 WARM_UP = 3
 SIDE, GAP, LINE = 112, 10, 34
+
+page = Console(highlight=False)  # the result goes to standard output, progress does not
+if not page.is_terminal:
+    page.width = 110
 
 Servers = tuple[ServerProcess, ServerProcess]
 
@@ -125,26 +128,25 @@ def _users(config: Config, artifacts: Artifacts, count: int) -> Iterator[tuple[s
 
 def show(showcase: Showcase, figures: dict[str, Any], files: Sequence[Path], *, kept: bool) -> None:
     """The screen at the end."""
-    console.print()
+    page.print()
     for call in _different(showcase.calls):
-        console.print(_panel(showcase, call))
-    console.print(Columns([_figures(figures), _timings(figures)], padding=(0, 3)))
+        page.print(_panel(showcase, call))
+    page.print(Columns([_figures(figures), _timings(figures)], padding=(0, 4)))
     for path in files:
-        console.print(f"  wrote {path}")
+        page.print(f"  wrote {path}")
     planner, retriever = showcase.servers
     if kept:
         process_ids = f"{planner.process.pid} {retriever.process.pid}"
         example = showcase.calls[0]
-        console.print(
+        page.print(
             f"\nThe servers keep running: planner {planner.address} ({planner.metrics}), "
             f"retriever {retriever.address} ({retriever.metrics}).\nCall them, then end them:\n"
             f"  .venv/bin/serendip recommend {example.context.item_id} "
             f"--history {example.history[0]} --planner {planner.address}\n  kill {process_ids}"
         )
     else:
-        console.print(
-            "  metrics were at /metrics of both servers; `./build.sh demo --keep` leaves them up"
-        )
+        page.print(f"  metrics were at {planner.metrics} and {retriever.metrics}")
+        page.print("  ./build.sh demo --keep leaves the servers running")
 
 
 def _different(calls: Sequence[Call]) -> list[Call]:

@@ -1,1 +1,42 @@
-"""Stands here so that tests/ is on the path: helper modules are imported from every folder."""
+"""What several rooms' tests share: a small world with every artefact, made once.
+
+Stands here so that tests/ is on the path as well: helper modules are imported from every folder.
+"""
+
+from __future__ import annotations
+
+import pytest
+from serendip.artifacts import Artifacts
+
+from small import SmallWorld, small_config
+
+
+def pytest_addoption(parser):
+    parser.addoption("--run-full", action="store_true", help="long forms of the tests as well")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--run-full"):
+        skip = pytest.mark.skip(reason="the long form: ./build.sh test --full")
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory) -> SmallWorld:
+    from serendip.catalog.synth import synthesise
+    from serendip.curation.curate import publish_pairs
+    from serendip.planning.bulk import publish_plans
+    from serendip.planning.finetune import publish_planner
+    from serendip.release import publish_release
+    from serendip.retrieval.train import publish_retriever
+    from serendip.tree.build import publish_tree
+
+    config = small_config(tmp_path_factory.mktemp("small"))
+    artifacts = Artifacts(config.artifacts_path)
+    synthesise(config)
+    for stage in (publish_tree, publish_pairs, publish_planner, publish_plans, publish_retriever):
+        stage(config, artifacts)
+    publish_release(artifacts)
+    return SmallWorld(config, artifacts)
