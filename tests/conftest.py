@@ -6,9 +6,9 @@ Stands here so that tests/ is on the path as well: helper modules are imported f
 from __future__ import annotations
 
 import pytest
-from serendip.artifacts import Artifacts
-
 from small import SmallWorld, small_config
+
+from serendip.artifacts import Artifacts
 
 
 def pytest_addoption(parser):

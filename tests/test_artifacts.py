@@ -1,5 +1,6 @@
 """Artefacts appear whole or not at all, and what is opened is what was published."""
 
+import contextlib
 import json
 
 import pytest
@@ -22,6 +23,17 @@ def publish(artifacts, config=CONFIG, text="hello"):
         draft.rows["nodes.txt"] = 1
         draft.facts["leaves"] = 3
     return artifacts.current("tree")
+
+
+def leave_half(artifacts, kind):
+    """A publication that fails on its way; returns its version."""
+    with (
+        contextlib.suppress(RuntimeError),
+        artifacts.publish(kind, {"new": 1}, INPUTS) as draft,
+    ):
+        (draft.path / "chunk").write_text("half")
+        raise RuntimeError
+    return draft.version
 
 
 def test_what_was_published_is_current_and_opens(artifacts):
@@ -70,26 +82,19 @@ def test_a_manifest_that_is_none_is_refused(artifacts, text):
 
 def test_a_failed_publication_leaves_current_alone_and_no_version(artifacts):
     before = publish(artifacts)
-    with pytest.raises(RuntimeError), artifacts.publish("tree", {"new": 1}, INPUTS) as draft:
-        (draft.path / "nodes.txt").write_text("half")
-        raise RuntimeError
+    version = leave_half(artifacts, "tree")
     assert artifacts.current("tree").version == before.version
-    assert not artifacts.exists("tree", draft.version)
+    assert not artifacts.exists("tree", version)
     with pytest.raises(NotFound):
-        artifacts.open("tree", draft.version)
+        artifacts.open("tree", version)
 
 
 def test_resume_keeps_what_an_interrupted_run_left_and_a_fresh_run_does_not(artifacts):
-    def leave_half():
-        with pytest.raises(RuntimeError), artifacts.publish("plans", CONFIG, INPUTS) as draft:
-            (draft.path / "chunk").write_text("1")
-            raise RuntimeError
-
-    leave_half()
-    with artifacts.publish("plans", CONFIG, INPUTS, resume=True) as draft:
+    leave_half(artifacts, "plans")
+    with artifacts.publish("plans", {"new": 1}, INPUTS, resume=True) as draft:
         assert (draft.path / "chunk").exists()
-    leave_half()
-    with artifacts.publish("plans", CONFIG, INPUTS) as draft:
+    leave_half(artifacts, "plans")
+    with artifacts.publish("plans", {"new": 1}, INPUTS) as draft:
         assert not (draft.path / "chunk").exists()
 
 

@@ -6,6 +6,7 @@ Knows no item, no trie and no plan: prompts in, token IDs and tensors out.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -84,8 +85,11 @@ class Mllm:
 
     @cached_property
     def tokenizer_hash(self) -> str:
-        """sha256 of the vocabulary: two tokenizers with the same hash encode alike."""
-        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        """sha256 of the tokenizer: two with the same hash encode alike."""
+        about = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # How the last call padded and truncated is kept there, and changes no token.
+        about = {k: v for k, v in about.items() if k not in ("padding", "truncation")}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def tokens(self, text: str) -> list[int]:
         """Token IDs of a text that starts no sequence."""

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from small import small_config
+
 from serendip.catalog import render
 from serendip.catalog.items import read_captions, read_items
 from serendip.catalog.lexicon import FACETS, NOISE, levels
@@ -14,8 +16,6 @@ from serendip.catalog.synth import caption, synthesise
 from serendip.catalog.world import live, plant
 from serendip.config import SynthConfig
 from serendip.core import InvalidRequest
-
-from small import small_config
 
 CONFIG = SynthConfig(items_per_topic=8, interactions=30_000, users=300)
 

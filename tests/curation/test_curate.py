@@ -1,12 +1,14 @@
 """Curation: consecutive pairs, weighted where time ties, shrunk, ranked, cut."""
 
 import hashlib
+import itertools
 from collections import defaultdict
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from serendip.config import CurationConfig
 from serendip.core import InvalidData
 from serendip.curation.curate import choose_corpus, curate, publish_pairs, read_pairs
@@ -49,7 +51,7 @@ def oracle(events):
     found = defaultdict(lambda: [0.0, 0.0])
     for by_time in sets.values():
         times = sorted(by_time)
-        for now, then in zip(times, times[1:], strict=False):
+        for now, then in itertools.pairwise(times):
             if then - now > CONFIG.session_gap_s * 1000:
                 continue
             weight = 1 / (len(by_time[now]) * len(by_time[then]))

@@ -1,9 +1,13 @@
 """The tree: every node a slice, balanced, and described in words of its own."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_config
+
 from serendip.config import TreeConfig
 from serendip.core import CorruptArtifact, InvalidData, NotFound
 from serendip.evaluation.metrics import purity
@@ -12,8 +16,6 @@ from serendip.tree.build import publish_tree
 from serendip.tree.cluster_tree import ROOT, ClusterTree, Nodes, read_nodes
 from serendip.tree.describe import describe
 from serendip.tree.embed import count_words, embed_counts
-
-from small import small_config
 
 BRANCHING = (2, 2, 3, 2)
 LEAVES = 24
@@ -43,7 +45,7 @@ def test_every_node_owns_one_slice_and_children_share_it_out(leaf):
             slices = [tree.slice(c) for c in children]
             assert slices[0][0] == start
             assert slices[-1][1] == end
-            assert all(a[1] == b[0] for a, b in zip(slices, slices[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(slices))
 
 
 @given(leaves)

@@ -1,0 +1,52 @@
+"""A tiny MLLM with random weights: what decoding must do does not depend on what was learnt."""
+
+import numpy as np
+import pytest
+import torch
+
+from serendip.planning.embedded import build_embedded
+from serendip.planning.prompt import STYLES, Content, build_prompt
+from serendip.planning.trie import DescriptionTrie
+
+torch.set_num_threads(1)
+
+DESCRIPTIONS = [
+    "bread: rye", "bread: rye and oats", "bread: cake", "bike: hill", "bike: hill and mud",
+    "bike: track", "music: cello", "music: synth and vinyl", "music: synth", "sea", "sea: kayak",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def mllm():
+    corpus = [f" {d}" for d in DESCRIPTIONS] * 20
+    corpus += ["Title: Topic: Look: Next: A viewer liked this video. Suggest a new interest."] * 20
+    made = build_embedded(corpus, 340, seed=0)
+    # Sharper than freshly initialised, so that the scores of descriptions differ.
+    with torch.no_grad():
+        made.model.lm_head.weight.mul_(8)
+    return made
+
+
+@pytest.fixture(scope="session")
+def trie(mllm):
+    return DescriptionTrie.build(
+        mllm.description_tokens(DESCRIPTIONS),
+        range(100, 100 + len(DESCRIPTIONS)),
+        mllm.end_token,
+        tree_version="0" * 12,
+        tokenizer_hash=mllm.tokenizer_hash,
+    )
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    contents = [
+        Content("rye bread", "", picture(0), (picture(1),)),
+        Content("a bike on a hill, long title", "and some text", picture(2)),
+        Content("sea", "", None, (picture(3), picture(4))),
+    ]
+    return [build_prompt(c, STYLES["video_cot"], 100) for c in contents]

@@ -1,0 +1,160 @@
+"""Bulk planning: one row an item, chunks as commits, stale items only, bad media set aside."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from serendip.artifacts import Artifacts
+from serendip.catalog.items import read_items
+from serendip.core import CorruptArtifact, Plan, PlannedCluster, SerendipError
+from serendip.curation.curate import read_pairs
+from serendip.planning import bulk
+from serendip.planning.bulk import publish_plans
+from serendip.planning.plan_store import FILE, PlanStore, write_plans
+from serendip.planning.planner import Planner
+from serendip.tree.cluster_tree import ClusterTree
+
+
+def make_plan(item_id, score=-0.5):
+    cluster = PlannedCluster(7, "bread: rye", score, True)
+    return Plan(item_id, (cluster,), 3, "Topic: bread", "0" * 12, "1" * 12, 1_750_000_000_000)
+
+
+def test_a_store_gives_back_what_was_written(tmp_path):
+    plans = [make_plan(f"i{n}") for n in range(50)]
+    assert write_plans(tmp_path / FILE, plans) == 50
+    with PlanStore(tmp_path / FILE) as store:
+        assert len(store) == 50
+        assert store.get("i7") == plans[7]
+        assert store.get_many(["i9", "nobody", "i0"]) == [plans[9], None, plans[0]]
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / FILE).write_bytes(b"not a store" * 1000)
+    with pytest.raises(CorruptArtifact, match="serendip plan"):
+        PlanStore(tmp_path / FILE)
+
+
+@pytest.fixture
+def own_copy(small_world, tmp_path):
+    """The small world in folders of the test's own, to be broken."""
+    config = small_world.config.model_copy(
+        update={"data_dir": str(tmp_path / "data"), "artifacts_dir": str(tmp_path / "artifacts")}
+    )
+    shutil.copytree(small_world.config.data_path, config.data_path)
+    shutil.copytree(small_world.config.artifacts_path, config.artifacts_path)
+    return config, Artifacts(config.artifacts_path)
+
+
+def rows_of(artifact):
+    return list(bulk._read_chunks(artifact.path / "chunks"))
+
+
+def test_every_item_of_the_corpus_has_one_row(small_world):
+    plans = small_world.artifacts.current("plans")
+    corpus = read_pairs(small_world.artifacts.current("pairs"), "corpus")
+    rows = rows_of(plans)
+    assert sorted(r.item_id for r in rows) == sorted(corpus.column("item_id").to_pylist())
+    with PlanStore(plans.file(FILE)) as store:
+        assert len(store) == len(rows)
+
+
+def test_plans_are_eight_real_clusters_and_never_the_item_s_own(small_world):
+    tree = ClusterTree.open(small_world.artifacts.current("tree"))
+    clusters = set(tree.nodes.at_level(4))
+    for row in rows_of(small_world.artifacts.current("plans")):
+        own = tree.node_of(row.item_id, 4)
+        nodes = [c.node_id for c in row.plan.clusters]
+        assert len(set(nodes)) == 8
+        assert set(nodes) <= clusters - {own}
+        scores = [c.score for c in row.plan.clusters]
+        assert scores == sorted(scores, reverse=True)
+        for c in row.plan.clusters:
+            assert c.serendipitous == tree.nodes.is_serendipitous(own, c.node_id, 1)
+            assert c.description == tree.nodes.description[c.node_id]
+
+
+def test_an_unchanged_corpus_is_reused_whole(small_world):
+    before = small_world.artifacts.current("plans")
+    assert publish_plans(small_world.config, small_world.artifacts).version == before.version
+
+
+def test_only_what_is_stale_is_planned_again(own_copy):
+    config, artifacts = own_copy
+    before = {r.item_id: r.plan for r in rows_of(artifacts.current("plans"))}
+    first, second, *_ = sorted(before)
+    items = {i.item_id: i for i in read_items(config.data_path)}
+    shutil.copy(items[second].thumbnail, items[first].thumbnail)
+    made = publish_plans(config, artifacts)
+    assert (made.facts["planned"], made.facts["reused"]) == (1, len(before) - 1)
+    after = {r.item_id: r.plan for r in rows_of(made)}
+    assert {i for i in after if after[i] != before[i]} == {first}
+
+
+def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
+    config, artifacts = own_copy
+    before = {r.item_id for r in rows_of(artifacts.current("plans"))}
+    truncated, no_video, missing, *_ = sorted(before)
+    items = {i.item_id: i for i in read_items(config.data_path)}
+    picture = items[truncated].thumbnail
+    picture.write_bytes(picture.read_bytes()[:500])
+    items[no_video].video.write_text("this is no mp4")
+    items[missing].video.unlink()
+    made = publish_plans(config, artifacts)
+    assert made.facts["quarantined"] == 3
+    reasons = dict(
+        zip(
+            *pq.read_table(made.file("quarantine.parquet")).to_pydict().values(), strict=True
+        )
+    )
+    assert set(reasons) == {truncated, no_video, missing}
+    assert all(str(items[i].thumbnail) in r or str(items[i].video) in r for i, r in reasons.items())
+    with PlanStore(made.file(FILE)) as store:
+        assert store.get(truncated) is None
+        assert len(store) == len(before) - 3
+
+
+def test_a_run_that_was_cut_off_loses_and_repeats_nothing(own_copy, monkeypatch):
+    config, artifacts = own_copy
+    whole = {r.item_id: r.plan for r in rows_of(artifacts.current("plans"))}
+    shutil.rmtree(config.artifacts_path / "plans")
+    done = []
+    plan_items = bulk.plan_items
+
+    def stop_in_the_third_chunk(planner, tree, items, keys):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append([i.item_id for i in items])
+        return plan_items(planner, tree, items, keys)
+
+    monkeypatch.setattr(bulk, "plan_items", stop_in_the_third_chunk)
+    with pytest.raises(KeyboardInterrupt):
+        publish_plans(config, artifacts)
+    assert artifacts.current_version("plans") is None
+    monkeypatch.setattr(bulk, "plan_items", plan_items)
+    made = publish_plans(config, artifacts)
+    assert made.facts["resumed"] == sum(map(len, done)) > 0
+    assert made.facts["planned"] == len(whole) - made.facts["resumed"]
+    after = {r.item_id: r.plan for r in rows_of(made)}
+    assert len(rows_of(made)) == len(whole)
+    for item_id, plan in after.items():
+        assert [c.node_id for c in plan.clusters] == [c.node_id for c in whole[item_id].clusters]
+
+
+def test_a_planner_of_another_tree_is_refused(small_world, tmp_path):
+    planner = small_world.artifacts.current("planner")
+    tree = ClusterTree.open(small_world.artifacts.current("tree"))
+    ids = list(tree.item_ids)
+    other = ClusterTree.from_leaves((2, 2, 4, 4), tree.leaf_of_rank, ids, None, "f" * 12)
+    with pytest.raises(CorruptArtifact, match="was trained for tree"):
+        Planner.open(planner, other.nodes, small_world.config.plans)
+
+
+def test_a_corpus_of_bad_media_alone_publishes_nothing(own_copy):
+    config, artifacts = own_copy
+    before = artifacts.current_version("plans")
+    for item in read_items(config.data_path):
+        item.thumbnail.write_bytes(b"")
+    with pytest.raises(SerendipError, match="no item of the corpus could be planned"):
+        publish_plans(config, artifacts)
+    assert artifacts.current_version("plans") == before

@@ -1,0 +1,108 @@
+"""Fine-tuning: what it must not see, that it resumes, and what it publishes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from serendip.catalog.items import read_items
+from serendip.curation.curate import read_pairs
+from serendip.planning import training
+from serendip.planning.examples import drop_words, load_examples, load_own_words, training_prompt
+from serendip.planning.mllm import Mllm
+from serendip.planning.training import Stage, train
+from serendip.planning.trie import DescriptionTrie
+from serendip.tree.cluster_tree import ClusterTree
+
+
+@pytest.fixture(scope="module")
+def parts(small_world):
+    tree = ClusterTree.open(small_world.artifacts.current("tree"))
+    return small_world.config, tree, small_world.artifacts.current("pairs")
+
+
+def test_no_held_out_item_takes_part_in_anything(parts):
+    config, tree, pairs = parts
+    held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
+    titles = {i.title for i in read_items(config.data_path) if i.item_id in held_out}
+    assert titles
+    training_examples, validation = load_examples(config, tree, pairs)
+    assert not titles & {e.content.title for e in training_examples + validation}
+    assert not titles & {title for title, _ in load_own_words(config, tree, pairs)}
+
+
+def test_no_validation_item_is_trained_on(parts):
+    training_examples, validation = load_examples(*parts)
+    assert validation
+    trained = {e.content.title for e in training_examples}
+    assert not trained & {e.content.title for e in validation}
+
+
+def test_a_training_prompt_draws_frames_and_leaves_words_out(parts):
+    config, *_ = parts
+    (example, *_), _ = load_examples(*parts)
+    prompt = training_prompt(example.content, config.planner, np.random.default_rng(0))
+    assert len(prompt.images) == 1 + config.planner.frames
+    kept = drop_words("a b c d e f g h", 0.5, np.random.default_rng(0)).split()
+    assert 0 < len(kept) < 8
+    assert kept == sorted(kept)
+
+
+def test_the_published_planner_is_a_checkpoint_with_its_trie(small_world):
+    artifact = small_world.artifacts.current("planner")
+    mllm = Mllm.open(artifact.path / "checkpoint")
+    trie = DescriptionTrie.open(artifact.path / "trie", mllm.tokenizer_hash)
+    assert len(trie) == 64
+    assert trie.tree_version == artifact.inputs["tree"]
+    history = [json.loads(x) for x in artifact.file("history.jsonl").read_text().splitlines()]
+    assert [h["step"] for h in history] == [2, 4]
+    assert {"match_rate", "recall", "recall_at_1"} <= set(history[-1])
+    assert not list(artifact.path.glob("resume-*"))
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([5.0, -3.0]))
+
+
+def loss_of(model):
+    return lambda rng: ((model.weight - torch.from_numpy(rng.normal(1, 0.1, 2))) ** 2).sum()
+
+
+def test_training_that_was_cut_off_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_SAVE_EVERY", 10)
+    stage = Stage("line", 1, 40, 0.1)
+    whole = Line()
+    train(whole, loss_of(whole), stage, seed=0, state_path=tmp_path / "a.safetensors")
+
+    cut = Line()
+    inner = loss_of(cut)
+    steps = []
+
+    def stop_at_25(rng):
+        if len(steps) == 25:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return inner(rng)
+
+    path = tmp_path / "b.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, stop_at_25, stage, seed=0, state_path=path)
+    resumed = Line()
+    more = []
+    train(
+        resumed,
+        lambda rng: more.append(1) or loss_of(resumed)(rng),
+        stage, seed=0, state_path=path,
+    )  # fmt: skip
+    assert len(more) == 20
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_a_broken_state_is_not_resumed_from(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"half a file")
+    model = Line()
+    train(model, loss_of(model), Stage("line", 1, 200, 0.1), seed=0, state_path=path)
+    assert model.weight.detach().numpy() == pytest.approx(1, abs=0.1)
