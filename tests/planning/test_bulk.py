@@ -4,6 +4,7 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
 from serendip.core import CorruptArtifact, Plan, PlannedCluster, SerendipError
@@ -103,9 +104,7 @@ def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
     made = publish_plans(config, artifacts)
     assert made.facts["quarantined"] == 3
     reasons = dict(
-        zip(
-            *pq.read_table(made.file("quarantine.parquet")).to_pydict().values(), strict=True
-        )
+        zip(*pq.read_table(made.file("quarantine.parquet")).to_pydict().values(), strict=True)
     )
     assert set(reasons) == {truncated, no_video, missing}
     assert all(str(items[i].thumbnail) in r or str(items[i].video) in r for i, r in reasons.items())

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from serendip.catalog.items import read_items
 from serendip.curation.curate import read_pairs
 from serendip.planning import training

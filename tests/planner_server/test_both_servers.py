@@ -1,0 +1,371 @@
+"""Both servers as processes on the small world, called over gRPC as a service would."""
+
+import io
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from grpc_status import rpc_status
+from PIL import Image
+from serendip_client import SerendipClient
+
+from serendip.catalog.items import read_items
+from serendip.catalog.logs import read_interactions
+from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
+from serendip.curation.curate import read_pairs
+from serendip.local import both_servers, start_server
+from serendip.tree.cluster_tree import ClusterTree
+from serendip.v1 import planner_pb2, planner_pb2_grpc, recommender_pb2, recommender_pb2_grpc
+
+
+@pytest.fixture(scope="module")
+def up(small_world, tmp_path_factory):
+    """Servers whose catalogue has one item, outside the corpus, with a broken thumbnail."""
+    data = tmp_path_factory.mktemp("served") / "data"
+    shutil.copytree(small_world.config.data_path, data)
+    pairs = small_world.artifacts.current("pairs")
+    corpus = read_pairs(pairs, "corpus").column("item_id").to_pylist()
+    unplanned = sorted({i.item_id for i in read_items(data)} - set(corpus))
+    broken, live, *_ = unplanned
+    next(i for i in read_items(data) if i.item_id == broken).thumbnail.write_bytes(b"no jpeg")
+    with both_servers(small_world.config.artifacts_path, data) as (planner, retriever):
+        yield SimpleNamespace(
+            planner=planner,
+            retriever=retriever,
+            tree=ClusterTree.open(small_world.artifacts.current("tree")),
+            stored=corpus[0],
+            live=live,
+            broken=broken,
+            world=small_world,
+            data=data,
+        )
+
+
+@pytest.fixture
+def client(up):
+    with SerendipClient(up.planner.address, up.retriever.address, timeout_s=20) as made:
+        yield made
+
+
+def status_of(call):
+    """Code, and the fields of its BadRequest, of a call that fails."""
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    rich = rpc_status.from_call(error.value)
+    fields = []
+    for detail in rich.details if rich else ():
+        bad = error_details_pb2.BadRequest()
+        if detail.Unpack(bad):
+            fields += [v.field for v in bad.field_violations]
+    return error.value.code(), fields, error.value.details()
+
+
+@pytest.fixture
+def stub(up):
+    with grpc.insecure_channel(up.planner.address) as channel:
+        yield planner_pb2_grpc.PlannerStub(channel)
+
+
+def test_a_plan_comes_from_the_store_or_the_model_or_the_fallback(up, client):
+    rows = client.plan([up.stored, up.live, up.broken, "nobody"], k=3)
+    assert [r.source for r in rows] == [
+        PlanSource.STORE, PlanSource.LIVE, PlanSource.FALLBACK, None,
+    ]  # fmt: skip
+    for row, item_id in zip(rows[:3], (up.stored, up.live, up.broken), strict=True):
+        plan = row.require()
+        own = up.tree.node_of(item_id, 4)
+        assert plan.context_item_id == item_id
+        assert len(plan.clusters) == 3
+        assert plan.own_node_id == own
+        assert own not in {c.node_id for c in plan.clusters}
+        assert row.versions.tree_version == up.tree.version == plan.tree_version
+    assert rows[0].age_s > 0 == rows[1].age_s
+    assert rows[0].versions.plans_version
+    assert not rows[1].versions.plans_version
+    assert not rows[2].versions.planner_version
+    with pytest.raises(NotFound, match=r"context_item_ids.*got 'nobody'.*PlanContent"):
+        rows[3].require()
+
+
+def test_the_fallback_is_the_siblings_by_satisfaction(up, client):
+    (row,) = client.plan([up.broken])
+    clusters = row.require().clusters
+    assert len(clusters) == 3
+    assert all(c.serendipitous for c in clusters)
+    scores = [c.score for c in clusters]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_siblings_only_keeps_what_is_serendipitous(up, client):
+    for row in client.plan([up.stored, up.live], siblings_only=True):
+        own = row.require().own_node_id
+        assert all(up.tree.nodes.is_serendipitous(own, c.node_id, 1) for c in row.plan.clusters)
+        assert row.plan.clusters
+
+
+def jpeg(side=32):
+    out = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), 90, np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_content_that_the_catalogue_does_not_have_is_planned_live(up, client):
+    clusters = list(up.tree.nodes.at_level(4))
+    plan = client.plan_content("dough oven", thumbnail=jpeg(), k=8, exclude_node_ids=clusters[:60])
+    plan = getattr(plan, "plan", plan)
+    assert {c.node_id for c in plan.clusters} == set(clusters[60:])
+    assert plan.own_node_id is None
+    assert plan.reasoning
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"thumbnail": b""}, "thumbnail"),
+        ({"thumbnail": b"GIF89a" + bytes(100)}, "thumbnail"),
+        ({"thumbnail": jpeg()[:200]}, "thumbnail"),
+        ({"frames": [jpeg(), b"x"]}, r"frames[1]"),
+        ({"title": ""}, "title"),
+        ({"title": "x" * 2001}, "title"),
+        ({"k": 0}, "k"),
+        ({"k": 9}, "k"),
+        ({"exclude_node_ids": [1]}, "exclude_node_ids"),
+        ({"exclude_node_ids": range(21, 85)}, "exclude_node_ids"),
+    ],
+)
+def test_bad_content_is_refused_by_field(stub, changes, field):
+    request = {"title": "dough", "thumbnail": jpeg(), "k": 3, **changes}
+    code, fields, _ = status_of(lambda: stub.PlanContent(planner_pb2.PlanContentRequest(**request)))
+    assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "field"),
+    [
+        ({"context_item_ids": [], "k": 1}, "INVALID_ARGUMENT", "context_item_ids"),
+        ({"context_item_ids": ["x"] * 257, "k": 1}, "INVALID_ARGUMENT", "context_item_ids"),
+        ({"context_item_ids": ["x", ""], "k": 1}, "INVALID_ARGUMENT", "context_item_ids[1]"),
+        ({"context_item_ids": ["x"]}, "INVALID_ARGUMENT", "k"),
+        ({"context_item_ids": ["x"], "k": 10_000}, "INVALID_ARGUMENT", "k"),
+        (
+            {"context_item_ids": ["x"], "k": 1, "tree_version": "0" * 12},
+            "FAILED_PRECONDITION",
+            None,
+        ),
+    ],
+)
+def test_a_bad_plan_request_is_refused_by_field(stub, up, request_, code, field):
+    got, fields, details = status_of(lambda: stub.Plan(planner_pb2.PlanRequest(**request_)))
+    assert got.name == code
+    assert fields == ([field] if field else [])
+    if not field:
+        assert up.tree.version in details
+
+
+def test_the_tree_is_listed_page_by_page(up, client, stub):
+    assert [c.node_id for c in client.list_clusters()] == list(range(len(up.tree.nodes)))
+    leaves = client.list_clusters(level=4)
+    assert [c.description for c in leaves] == [
+        up.tree.nodes.description[n] for n in up.tree.nodes.at_level(4)
+    ]
+    page = stub.ListClusters(planner_pb2.ListClustersRequest(page_size=10))
+    assert len(page.clusters) == 10
+    children = client.list_clusters(parent_node_id=0)
+    assert [c.parent_node_id for c in children] == [0, 0]
+    assert sum(c.item_count for c in children) == len(up.tree.item_ids)
+    assert client.get_cluster(leaves[0].node_id) == leaves[0]
+    with pytest.raises(NotFound, match="no such node"):
+        client.get_cluster(10_000)
+    with pytest.raises(NotFound):
+        client.list_clusters(parent_node_id=-1)
+    for bad in ({"page_token": "x"}, {"page_size": 1001}, {"level": 5}):
+        request = planner_pb2.ListClustersRequest(**bad)
+        code, fields, _ = status_of(lambda r=request: stub.ListClusters(r))
+        assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, list(bad))
+
+
+def test_texts_are_resolved_by_equality_after_normalisation(up, client):
+    node = up.tree.nodes.at_level(4)[5]
+    text = up.tree.nodes.description[node]
+    found = client.resolve([text, f"  {text.replace(' ', '   ')} ", text.upper(), "nonsense"])
+    assert found.node_ids == (node, node, None, None)
+    assert found.match_rate == 0.5
+
+
+def test_info_tells_versions_level_and_size(up, stub):
+    info = stub.GetInfo(planner_pb2.PlannerGetInfoRequest())
+    assert (info.level, info.level_gap, info.prompt_style) == (4, 1, "video_cot")
+    assert info.cluster_count == 64
+    assert info.plan_count > 100
+    assert info.versions.tree_version == up.tree.version
+
+
+def users(up, count):
+    log = read_interactions(up.data).sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
+    histories = {}
+    for user, item in zip(
+        log.column("user_id").to_pylist(), log.column("item_id").to_pylist(), strict=True
+    ):
+        histories.setdefault(user, []).append(item)
+    return list(histories.values())[:count]
+
+
+def test_recommendations_lie_in_the_planned_cluster_or_say_that_they_do_not(up, client):
+    for history in users(up, 15):
+        answer = client.recommend(history, up.stored, 20)
+        own = up.tree.slice(up.tree.node_of(up.stored, 4))
+        start, end = up.tree.slice(answer.plan.clusters[0].node_id)
+        planned, never = set(up.tree.item_ids[start:end]), set(up.tree.item_ids[slice(*own)])
+        assert len(answer.candidates) == 20
+        for c in answer.candidates:
+            assert c.item_id not in history
+            assert c.item_id not in never
+            assert c.widened == (c.item_id not in planned)
+            low, high = up.tree.slice(c.node_id)
+            assert c.item_id in up.tree.item_ids[low:high]
+        assert set(answer.widened_to) == {c.node_id for c in answer.candidates if c.widened}
+
+
+def test_one_call_and_two_stubs_give_the_same(up, client):
+    for history in [*users(up, 3), []]:
+        for item in (up.stored, up.broken):
+            server, own = (
+                client.recommend(history, item, 30, via=via) for via in ("server", "client")
+            )
+            assert [c.item_id for c in server.candidates] == [c.item_id for c in own.candidates]
+            assert [c.score for c in server.candidates] == pytest.approx(
+                [c.score for c in own.candidates], abs=1e-5
+            )
+            assert (server.source, server.widened_to) == (own.source, own.widened_to)
+            assert server.plan.clusters == own.plan.clusters
+
+
+def test_what_is_wrong_with_a_recommendation_is_named(up, client):
+    with pytest.raises(NotFound, match="neither the plans nor the tree"):
+        client.recommend([], "nobody", 5)
+    for k in (0, 10_000):
+        with pytest.raises(InvalidRequest, match=r"k: must lie in 1 to 1000"):
+            client.recommend([], up.stored, k)
+    with pytest.raises(WrongTree, match=up.tree.version):
+        client.retrieve([], [1], k=3, tree_version="0" * 12)
+    with pytest.raises(NotFound, match="node"):
+        client.retrieve([], [9_999], k=3, tree_version=up.tree.version)
+
+
+def test_a_call_by_reflection_alone_works(up):
+    with grpc.insecure_channel(up.planner.address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert {"serendip.v1.Planner", "serendip.v1.Recommender"} <= set(database.get_services())
+        pool = DescriptorPool(database)
+        method = pool.FindServiceByName("serendip.v1.Recommender").FindMethodByName("Recommend")
+        ask, answer = map(message_factory.GetMessageClass, (method.input_type, method.output_type))
+        call = channel.unary_unary(
+            "/serendip.v1.Recommender/Recommend",
+            request_serializer=ask.SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        assert len(call(ask(context_item_id=up.stored, k=4)).candidates) == 4
+
+
+def metric(url, name, **labels):
+    text = urllib.request.urlopen(url).read().decode()
+    total = 0.0
+    for line in text.splitlines():
+        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def test_metrics_count_what_was_called(up, client):
+    url, labels = up.planner.metrics, {"grpc_service": "serendip.v1.Planner", "grpc_method": "Plan"}
+    before = metric(url, "grpc_server_handled_total", grpc_code="OK", **labels)
+    started = metric(url, "grpc_server_started_total", **labels)
+    for _ in range(5):
+        client.plan([up.stored])
+    assert metric(url, "grpc_server_handled_total", grpc_code="OK", **labels) == before + 5
+    assert metric(url, "grpc_server_started_total", **labels) == started + 5
+    assert metric(url, "grpc_server_handling_seconds_count", **labels) >= before + 5
+    for page, kind in ((url, "plans"), (up.retriever.metrics, "retriever")):
+        assert metric(page, "serendip_artifact_info", kind=kind) == 1
+
+
+def test_both_say_that_they_are_healthy(up):
+    for server in (up.planner, up.retriever):
+        with grpc.insecure_channel(server.address) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def arguments(up, *more):
+    return ["--artifacts", str(up.world.config.artifacts_path), "--port", "0", *more]
+
+
+def test_without_a_retriever_recommend_is_unavailable_at_once_and_plans_still_come(up):
+    gone = start_server("retriever_server", *arguments(up))
+    planner = start_server(
+        "planner_server", *arguments(up, "--no-live", "--retriever", gone.address)
+    )
+    try:
+        assert gone.stop() == 0
+        with SerendipClient(planner.address, timeout_s=20) as client:
+            with pytest.raises(NotReady):
+                client.recommend([], up.stored, 5)
+            (row,) = client.plan([up.stored])
+            assert row.source is PlanSource.STORE
+            with pytest.raises(NotReady, match="live planning is off"):
+                client.plan_content("dough", thumbnail=jpeg(), k=1)
+    finally:
+        planner.process.send_signal(signal.SIGINT)
+        assert planner.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("server", ["planner_server", "retriever_server"])
+def test_a_server_that_cannot_start_says_why_in_one_line(server, tmp_path, up):
+    def run(artifacts):
+        command = [sys.executable, "-m", server, "--artifacts", str(artifacts), "--port", "0"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    nothing = run(tmp_path)
+    assert nothing.returncode == 2
+    assert re.fullmatch(
+        rf"{server}: release: nothing published.*serendip release.*\n", nothing.stderr
+    )
+
+    shutil.copytree(up.world.config.artifacts_path, tmp_path / "broken")
+    kind, name = (
+        ("plans", "plans.lmdb") if server == "planner_server" else ("retriever", "items.npy")
+    )
+    (file,) = (tmp_path / "broken" / kind).glob(f"*/{name}")
+    with file.open("r+b") as f:
+        f.seek(file.stat().st_size // 2)
+        byte = f.read(1)
+        f.seek(-1, 1)
+        f.write(bytes([byte[0] ^ 1]))
+    corrupt = run(tmp_path / "broken")
+    assert corrupt.returncode == 2
+    assert f"{name}: differs from its sha256" in corrupt.stderr
+    assert "Traceback" not in corrupt.stderr
+
+
+def test_no_inside_of_the_server_reaches_a_caller(up):
+    with grpc.insecure_channel(up.planner.address) as channel:
+        recommend = recommender_pb2_grpc.RecommenderStub(channel).Recommend
+        request = recommender_pb2.RecommendRequest(context_item_id="x" * 300, k=1)
+        code, fields, details = status_of(lambda: recommend(request))
+    assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["context_item_id"])
+    assert "Traceback" not in details
+    assert ".py" not in details
