@@ -28,8 +28,18 @@ protos() {
     --python_out=. --pyi_out=. --grpc_python_out=. protos/serendip/v1/*.proto
 }
 
+# buf comes from npm; where there is none, what needs it says so and goes on.
+buf() {
+  [ -x .tools/node_modules/.bin/buf ] || ! command -v npm >/dev/null ||
+    npm install --silent --no-fund --no-audit --prefix .tools @bufbuild/buf@1.75.0 >/dev/null 2>&1 ||
+    true
+}
+
 lint() {
   setup
+  buf
+  if [ -x .tools/node_modules/.bin/buf ]; then .tools/node_modules/.bin/buf lint
+  else echo "build.sh: no npm, so buf lint is left out" >&2; fi
   "$venv/bin/ruff" format --check .
   "$venv/bin/ruff" check .
   "$venv/bin/mypy"
@@ -39,6 +49,7 @@ demo() { setup; exec "$py" examples/demo.py "$@"; }
 
 test_() {
   setup
+  buf
   local options=()
   for word in "$@"; do
     if [ "$word" = --full ]; then options+=(--run-full); else options+=("$word"); fi

@@ -88,8 +88,9 @@ class PlannerConfig(Section):
     word_dropout: float = Field(0.15, ge=0, lt=1)
     # Share of description-only rows in fine-tuning.
     description_rows: float = Field(0.1, ge=0, lt=1)
-    # Optimizer steps between two looks at match rate and recall; 0: at the end alone.
-    log_every: int = Field(50, ge=0)
+    # Optimizer steps between two looks at the validation items, of which the best checkpoint is
+    # kept; 0: at the end alone.
+    log_every: int = Field(25, ge=0)
     # More threads slow a model of this size down.
     threads: int = Field(1, ge=1)
 

@@ -1,5 +1,6 @@
 """The protos stand alone, and the stubs beside the code are theirs."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,7 +57,7 @@ def test_every_field_message_and_call_is_documented(path):
 
 
 def test_buf_lint_passes():
-    buf = shutil.which("buf")
+    buf = shutil.which("buf", path=f"{ROOT}/.tools/node_modules/.bin:{os.environ['PATH']}")
     if buf is None:
         pytest.skip("buf is not installed: npm install -g @bufbuild/buf")
     run = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True)

@@ -29,7 +29,7 @@ from serendip.core import InvalidRequest
 from serendip.progress import progress
 
 _MARK = "synth.json"
-_FORMAT = 1
+_FORMAT = 2  # raised when the same seed makes another world
 _FRAMES_A_SECOND = 5
 _WORKERS = min(4, os.cpu_count() or 1)
 _TASK_ITEMS = 64

@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # Share of a topic's items whose second theme names its first, second and third sibling.
-_THEME_PRIOR = (0.40, 0.33, 0.27)
+_THEME_PRIOR = (0.56, 0.26, 0.18)
 # Words that a title takes from its area, realm, group and topic.
 _WORDS_TAKEN = (1, 1, 2, 2)
 _NOISE_WORDS = 2
@@ -101,8 +101,9 @@ def plant(config: SynthConfig, rng: np.random.Generator) -> World:
     facet = topic % facets
 
     def sibling_facet() -> Ints:
-        # Which sibling leads is rolled by topic, so that knowing the facet is not enough.
-        prior = np.array([np.roll(_THEME_PRIOR, t % (facets - 1)) for t in range(topics)])
+        # Which sibling leads is rolled by group, so that knowing the facet is not enough, while
+        # every topic is the target of as many items.
+        prior = np.array([np.roll(_THEME_PRIOR, t // facets) for t in range(topics)])
         step = (rng.random(n)[:, None] > prior.cumsum(axis=1)[topic, :-1]).sum(axis=1) + 1
         shifted: Ints = (facet + step) % facets
         return shifted

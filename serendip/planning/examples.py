@@ -104,14 +104,14 @@ def load_captions(config: Config) -> list[tuple[Image, str]]:
     return [(decode_image(image), text) for image, text in read_captions(config.data_path)]
 
 
-def load_own_words(config: Config, tree: ClusterTree, pairs: Artifact) -> list[tuple[str, str]]:
-    """(title, own cluster's description) of every item that is not held out."""
+def load_own_words(config: Config, tree: ClusterTree, pairs: Artifact) -> list[tuple[Content, str]]:
+    """Title and text of every item that is not held out, with its own cluster's description."""
     held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     rows = []
     for item in read_items(config.data_path):
         node = tree.node_of(item.item_id, config.level)
         if node is not None and item.item_id not in held_out:
-            rows.append((item.title, tree.nodes.description[node]))
+            rows.append((Content(item.title, item.text), tree.nodes.description[node]))
     return rows
 
 

@@ -26,11 +26,19 @@ from serendip.planning.examples import (
     load_own_words,
     training_prompt,
 )
-from serendip.planning.mllm import Mllm, answer_loss
+from serendip.planning.mllm import IGNORED, Mllm, answer_loss
 from serendip.planning.planner import Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
-from serendip.planning.prompt import ANSWER, STYLES, Prompt, write_answer, write_reasoning
-from serendip.planning.training import Stage, train
+from serendip.planning.prompt import (
+    ANSWER,
+    STYLES,
+    Content,
+    Prompt,
+    build_prompt,
+    write_answer,
+    write_reasoning,
+)
+from serendip.planning.training import Stage, load_model, save_model, train
 from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -114,19 +122,19 @@ def _prepare_model(
     captions = load_captions(config)
     words = load_own_words(config, tree, pairs)
     style = STYLES[config.planner.style]
-    corpus = [f" {title}" for title, _ in words]
+    corpus = [f" {content.title}" for content, _ in words]
+    if config.planner.text_chars:
+        corpus += [f" {c.text[: config.planner.text_chars]}" for c, _ in words if c.text]
     corpus += [f" {text}" for text in descriptions] * _CORPUS_REPEATS
     corpus += [f" {caption}" for _, caption in captions]
     form = write_answer(write_reasoning("", "x"), "")
     corpus += [form, style.instruction, _DESCRIPTION_INSTRUCTION, "Title:", "Text:"] * 60
-    if config.planner.text_chars:
-        corpus += [e.content.text[: config.planner.text_chars] for e in examples if e.content.text]
     mllm = build_embedded(corpus, config.planner.vocabulary, config.seed)
     if config.planner.pretrain_steps:
         shown = captions if style.looks else []
         train(
             mllm.model,
-            lambda rng: pretraining_loss(mllm, shown, words, config.planner.word_dropout, rng),
+            lambda rng: pretraining_loss(mllm, shown, words, config.planner, rng),
             Stage("pretrain", 1, config.planner.pretrain_steps, config.planner.pretrain_lr),
             seed=config.seed,
             state_path=folder / "resume-pretrain.safetensors",
@@ -147,26 +155,37 @@ def _finetune(
     descriptions: Sequence[str],
     folder: Path,
 ) -> list[dict[str, float]]:
-    """The fine-tuning proper; returns the log, one line a look and the last at the end."""
-    history: list[dict[str, float]] = []
+    """The fine-tuning proper. The model ends as it was at its best look, by validation loss.
 
-    def loss_of(rng: np.random.Generator) -> torch.Tensor:
-        return _finetuning_loss(config, planner.mllm, examples, descriptions, rng)
+    Returns the log: one line a look, the kept one last.
+    """
+    model = planner.mllm.model
+    log, best = folder / "resume-log.jsonl", folder / "resume-best.safetensors"
+
+    def history() -> list[dict[str, float]]:
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def look(step: int, loss: float) -> None:
-        history.append({"step": step, "loss": loss, **_validate(planner, validation)})
+        line = {"step": step, "loss": loss, **_validate(planner, validation)}
+        earlier = [entry["validation_loss"] for entry in history() if entry["step"] < step]
+        if not earlier or line["validation_loss"] < min(earlier):
+            save_model(model, best)
+        with log.open("a") as f:
+            f.write(json.dumps(line) + "\n")
 
     train(
-        planner.mllm.model,
-        loss_of,
+        model,
+        lambda rng: _finetuning_loss(config, planner.mllm, examples, descriptions, rng),
         Stage("finetune", 2, config.planner.steps, config.planner.lr),
         seed=config.seed,
         state_path=folder / "resume-finetune.safetensors",
-        every=config.planner.log_every,
+        every=config.planner.log_every or config.planner.steps,
         look=look,
     )
-    history.append({"step": config.planner.steps, **_validate(planner, validation)})
-    return history
+    load_model(model, best)
+    lines = list({line["step"]: line for line in history()}.values())
+    kept = min(lines, key=lambda line: line["validation_loss"])
+    return [*lines, kept]
 
 
 def _finetuning_loss(
@@ -196,15 +215,18 @@ def _finetuning_loss(
     return loss
 
 
+@torch.inference_mode()
 def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]:
-    """match_rate, recall (unconstrained) and recall_at_1 (constrained) on validation items."""
+    """validation_loss (of the planned description's tokens), match_rate and recall
+    (unconstrained) and recall_at_1 (constrained) on validation items; 0 where there are none."""
     if not examples:
-        return {}
+        return {"validation_loss": 0.0}
     contents = [e.content.thinned(planner.config.frames) for e in examples]
     written = [planner.resolve(text) for _, text in planner.write_free(contents)]
     plans = planner.plan(contents, [e.own_id for e in examples])
     n = len(examples)
     return {
+        "validation_loss": _answer_loss(planner, contents, examples),
         "match_rate": sum(w is not None for w in written) / n,
         "recall": sum(w == e.node_id for w, e in zip(written, examples, strict=True)) / n,
         "recall_at_1": sum(
@@ -212,3 +234,18 @@ def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]
         )
         / n,
     }
+
+
+def _answer_loss(
+    planner: Planner, contents: Sequence[Content], examples: Sequence[Example]
+) -> float:
+    """Mean cross-entropy of the target descriptions, the reasoning given."""
+    style = STYLES[planner.config.style]
+    prompts = [build_prompt(c, style, planner.config.text_chars) for c in contents]
+    answers = [write_answer(write_reasoning(e.own, e.look), e.target) for e in examples]
+    batch, labels = planner.mllm.encode_training(prompts, answers)
+    for row, example in zip(labels, examples, strict=True):
+        stop = int((row != IGNORED).nonzero()[-1]) + 1
+        (target,) = planner.mllm.description_tokens([example.target])
+        row[: stop - 1 - len(target)] = IGNORED
+    return float(answer_loss(planner.mllm, batch, labels))

@@ -7,15 +7,16 @@ captions lie outside the catalogue, and no held-out item's title is shown. Knows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from serendip.config import PlannerConfig
 from serendip.planning.decode import write
 from serendip.planning.examples import drop_words
 from serendip.planning.mllm import IGNORED, Batch, Mllm, answer_loss
-from serendip.planning.prompt import Content, Image
+from serendip.planning.prompt import Content, Image, write_words
 from serendip.planning.session import TorchSession
 
 _CAPTION_ROWS, _CAPTIONS_A_ROW = 6, 4
@@ -36,15 +37,15 @@ class Segment:
 def pretraining_loss(
     mllm: Mllm,
     captions: Sequence[tuple[Image, str]],
-    words: Sequence[tuple[str, str]],
-    word_dropout: float,
+    words: Sequence[tuple[Content, str]],
+    config: PlannerConfig,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Loss of one batch of packed captions and of (title, own description) rows.
+    """Loss of one batch of packed captions and of rows of words with their own description.
 
     Args:
         captions: (image, caption); may be empty.
-        words: (title, description of the item's own cluster).
+        words: (title and text, description of the item's own cluster).
     """
     end = mllm.tokenizer.convert_ids_to_tokens(mllm.end_token)
     rows: list[list[Segment]] = []
@@ -56,9 +57,10 @@ def pretraining_loss(
                 row += [Segment(image), Segment(f" {text}{end}", learnt=True)]
             rows.append(row)
     for at in rng.integers(0, len(words), _WORD_ROWS):
-        title, own = words[at]
-        kept = drop_words(title, word_dropout, rng)
-        rows.append([Segment(f"Title: {kept}\n"), Segment(f"Topic: {own}{end}", learnt=True)])
+        content, own = words[at]
+        kept = replace(content, title=drop_words(content.title, config.word_dropout, rng))
+        said = write_words(kept, config.text_chars)
+        rows.append([Segment(f"{said}\n"), Segment(f"Topic: {own}{end}", learnt=True)])
     return answer_loss(mllm, *_encode(mllm, rows))
 
 

@@ -127,6 +127,14 @@ def check_pictures(content: Content, style: Style) -> None:
         )
 
 
+def write_words(content: Content, text_chars: int) -> str:
+    """Title and text as a prompt says them; at most ``text_chars`` characters of the text."""
+    words = f"Title: {content.title}"
+    if content.text and text_chars:
+        words += f"\nText: {content.text[:text_chars]}"
+    return words
+
+
 def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
     """The prompt of an item.
 
@@ -138,12 +146,9 @@ def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
     """
     check_pictures(content, style)
     images = content.images if style.looks else ()
-    words = f"Title: {content.title}"
-    if content.text and text_chars:
-        words += f"\nText: {content.text[:text_chars]}"
     parts: list[dict[str, str]] = [{"type": "text", "text": style.instruction}]
     parts += [{"type": "image"} for _ in images]
-    parts.append({"type": "text", "text": words})
+    parts.append({"type": "text", "text": write_words(content, text_chars)})
     return Prompt(({"role": "user", "content": parts},), images)
 
 

@@ -56,7 +56,8 @@ def train(
     Args:
         state_path: where the state is saved now and then; a state of this stage that lies
             there is resumed from.
-        every, look: ``look(step, mean loss)`` is called each ``every`` steps (0: never).
+        every, look: ``look(step, mean loss)`` is called each ``every`` steps, and at the end
+            (0: never).
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.peak_lr, weight_decay=0.01, betas=(0.9, 0.95)
@@ -78,13 +79,28 @@ def train(
             mean = sum(recent) / len(recent)
             tick(note=f"loss {mean:.3f}")
             done = step + 1
-            if look is not None and every and done % every == 0 and done < stage.steps:
+            if look is not None and every and (done % every == 0 or done == stage.steps):
                 model.eval()
                 look(done, mean)
                 model.train()
             if done % _SAVE_EVERY == 0 and done < stage.steps:
                 _save(model, optimizer, stage, done, state_path)
     model.eval()
+
+
+def save_model(model: torch.nn.Module, path: Path) -> None:
+    """Writes a model's parameters, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, partial)
+    partial.replace(path)
+
+
+def load_model(model: torch.nn.Module, path: Path) -> None:
+    """Reads parameters that save_model wrote into the same model."""
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -16,6 +16,8 @@ from sklearn.preprocessing import normalize
 
 from serendip.core import InvalidData
 
+_WORD = r"(?u)\b[^\W\d_]{2,}\b"  # letters: a year tells no interest
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -29,7 +31,9 @@ def count_words(texts: Sequence[str], min_df: int, max_df: float) -> tuple[csr_m
     Raises:
         InvalidData: no word remains.
     """
-    vectorizer = CountVectorizer(min_df=min_df, max_df=max_df, stop_words="english")
+    vectorizer = CountVectorizer(
+        min_df=min_df, max_df=max_df, stop_words="english", token_pattern=_WORD
+    )
     try:
         counts = vectorizer.fit_transform(texts)
     except ValueError as e:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -369,3 +370,13 @@ def test_no_inside_of_the_server_reaches_a_caller(up):
     assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["context_item_id"])
     assert "Traceback" not in details
     assert ".py" not in details
+
+
+def test_the_readme_s_client_code_runs(up, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code = code.replace("127.0.0.1:50051", up.planner.address).replace("i00001", up.stored)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "->" in printed
+    assert len(printed.splitlines()) >= 6

@@ -29,7 +29,7 @@ def test_no_held_out_item_takes_part_in_anything(parts):
     assert titles
     training_examples, validation = load_examples(config, tree, pairs)
     assert not titles & {e.content.title for e in training_examples + validation}
-    assert not titles & {title for title, _ in load_own_words(config, tree, pairs)}
+    assert not titles & {content.title for content, _ in load_own_words(config, tree, pairs)}
 
 
 def test_no_validation_item_is_trained_on(parts):
