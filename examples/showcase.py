@@ -29,7 +29,7 @@ from serendip.tree.cluster_tree import ClusterTree
 K = 6
 SHOWN = 4
 WARM_UP = 3
-SIDE, GAP, LINE = 112, 10, 34
+SIDE, GAP, LINE, HEAD = 112, 10, 34, 18
 
 page = Console(highlight=False)  # the result goes to standard output, progress does not
 if not page.is_terminal:
@@ -209,22 +209,23 @@ def _timings(figures: dict[str, Any]) -> Table:
 
 
 def draw_sheet(showcase: Showcase, path: Path) -> Path:
-    """A sheet of thumbnails: each row a context item, then what was recommended from it."""
+    """A sheet of thumbnails: each row a context item, its plan, and what was recommended."""
     calls = _different(showcase.calls)
-    columns = 1 + K
-    size = (GAP + columns * (SIDE + GAP) + GAP, GAP + len(calls) * (SIDE + LINE + GAP))
-    sheet = Image.new("RGB", size, "white")
+    row_height = HEAD + SIDE + LINE + GAP
+    sheet = Image.new("RGB", (3 * GAP + (1 + K) * (SIDE + GAP), GAP + len(calls) * row_height))
+    sheet.paste("white", (0, 0, *sheet.size))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     for row, call in enumerate(calls):
-        top = GAP + row * (SIDE + LINE + GAP)
+        top = GAP + row * row_height
+        plan = call.answer.plan
+        pen.text((GAP, top), "just liked", "gray", font)
+        pen.text((3 * GAP + SIDE, top), f"Next: {plan.clusters[0].description}", "darkgreen", font)
         ids = [call.context.item_id, *(c.item_id for c in call.answer.candidates)]
         for column, item_id in enumerate(ids):
             left = GAP + column * (SIDE + GAP) + (GAP if column else 0)
-            sheet.paste(_thumbnail(showcase.items[item_id]), (left, top))
-            if not column:
-                pen.rectangle((left - 3, top - 3, left + SIDE + 2, top + SIDE + 2), outline="green")
-            for line, text in enumerate(_wrap(showcase.title(item_id), 19)[:2]):
-                pen.text((left, top + SIDE + 3 + 14 * line), text, "black", font)
+            sheet.paste(_thumbnail(showcase.items[item_id]), (left, top + HEAD))
+            for line, text in enumerate(_wrap(showcase.title(item_id), 18)[:2]):
+                pen.text((left, top + HEAD + SIDE + 3 + 14 * line), text, "black", font)
     sheet.save(path)
     return path
 
