@@ -68,7 +68,12 @@ def main() -> None:
     start = time.monotonic()
     if options.keep:
         servers = keep_servers(config, ports)
-        showcase = call_servers(config, artifacts, servers, CALLS)
+        try:
+            showcase = call_servers(config, artifacts, servers, CALLS)
+        except BaseException:
+            for server in servers:
+                server.stop()
+            raise
     else:
         with both_servers(config.artifacts_path, config.data_path, ports=ports) as servers:
             showcase = call_servers(config, artifacts, servers, CALLS)

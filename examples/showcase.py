@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from rich.columns import Columns
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from serendip_client import SerendipClient
@@ -20,7 +21,7 @@ from serendip.catalog.items import read_items
 from serendip.catalog.logs import read_interactions
 from serendip.catalog.media import decode_image
 from serendip.config import Config
-from serendip.core import Item, MediaError
+from serendip.core import InvalidData, Item, MediaError
 from serendip.curation.curate import read_pairs
 from serendip.evaluation.metrics import percentile, share
 from serendip.local import ServerProcess, start_both
@@ -84,7 +85,7 @@ class Showcase:
 
 def keep_servers(config: Config, ports: tuple[int, int]) -> Servers:
     """Servers that outlive the demo."""
-    return start_both(config.artifacts_path, config.data_path, "127.0.0.1", ports)
+    return start_both(config.artifacts_path, config.data_path, ports=ports)
 
 
 def call_servers(config: Config, artifacts: Artifacts, servers: Servers, calls: int) -> Showcase:
@@ -99,6 +100,12 @@ def call_servers(config: Config, artifacts: Artifacts, servers: Servers, calls: 
             spent = (time.perf_counter() - start) * 1000
             if at >= WARM_UP:
                 made.append(Call(user, history, items[history[-1]], answer, spent))
+    if not made:
+        raise InvalidData(
+            f"has fewer than {WARM_UP + 1} users who liked a held-out item of the corpus",
+            field="interactions.parquet",
+            remedy="Bring a longer log.",
+        )
     return Showcase(made, items, tree, servers)
 
 
@@ -124,6 +131,8 @@ def _users(config: Config, artifacts: Artifacts, count: int) -> Iterator[tuple[s
         history.append(item_id)
         if item_id in held_out and item_id in corpus and satisfaction >= 0.7:
             liked = len(history)
+    if liked:
+        yield user, history[:liked]
 
 
 def show(showcase: Showcase, figures: dict[str, Any], files: Sequence[Path], *, kept: bool) -> None:
@@ -164,14 +173,14 @@ def _panel(showcase: Showcase, call: Call) -> Panel:
         table.add_column(column)
     for c in call.answer.candidates:
         cluster = showcase.tree.nodes.description[c.node_id] + (" (widened)" if c.widened else "")
-        table.add_row(f"{c.score:.2f}", showcase.title(c.item_id), cluster)
+        table.add_row(f"{c.score:.2f}", escape(showcase.title(c.item_id)), escape(cluster))
     own = showcase.tree.nodes.description[plan.own_node_id] if plan.own_node_id else "?"
-    reasoning = "\n".join(f"  {line}" for line in plan.reasoning.splitlines())
+    reasoning = escape("\n".join(f"  {line}" for line in plan.reasoning.splitlines()))
     text = (
-        f"[dim]own cluster[/dim]  {own}\n[dim]the model writes[/dim]\n{reasoning}\n"
-        f"  [bold green]Next: {plan.clusters[0].description}[/bold green]"
+        f"[dim]own cluster[/dim]  {escape(own)}\n[dim]the model writes[/dim]\n{reasoning}\n"
+        f"  [bold green]Next: {escape(plan.clusters[0].description)}[/bold green]"
     )
-    title = f"{call.context.title}  [dim]{call.context.item_id}, {call.user}[/dim]"
+    title = f"{escape(call.context.title)}  [dim]{call.context.item_id}, {call.user}[/dim]"
     return Panel(Group(text, table), title=title, title_align="left")
 
 
@@ -188,6 +197,9 @@ def _figures(figures: dict[str, Any]) -> Table:
     table.add_row("match rate, unconstrained", f"{figures['match_rate']:.3f}")
     table.add_row("first plans serendipitous", f"{figures['serendipitous_share']:.3f}")
     table.add_row("  under the sibling view", f"{figures['serendipitous_share_siblings']:.3f}")
+    for kind in ("similar", "serendipitous"):
+        value = figures["comparison"][kind]["satisfaction"]
+        table.add_row(f"satisfaction of {kind} pairs", f"{value:.3f}")
     for key, name in (
         ("truth_agreement", "agreement with the planted truth"),
         ("follows_frames", "plans that follow swapped frames"),

@@ -14,6 +14,9 @@ from planner_server.service import PlannerService, RecommenderService, register,
 from serendip.artifacts import Artifacts
 from serendip.serving.server import ServerOptions, serve_until_signal
 
+# A retriever that comes back is found again within a second, not after a long backoff.
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+
 
 @contextlib.asynccontextmanager
 async def servicers(
@@ -25,7 +28,7 @@ async def servicers(
         retriever: HOST:PORT, or empty: no Recommend.
     """
     planner = PlannerService(serving)
-    channel = grpc.aio.insecure_channel(retriever) if retriever else None
+    channel = grpc.aio.insecure_channel(retriever, _CHANNEL) if retriever else None
     try:
         yield planner, None if channel is None else RecommenderService(planner, channel)
     finally:

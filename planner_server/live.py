@@ -37,6 +37,9 @@ class LiveQuery:
     siblings_only: bool = False
 
 
+Ready = tuple[int, LiveQuery, Content, View]
+
+
 class LivePlanner:
     """Plans by the model, on one worker thread."""
 
@@ -77,24 +80,35 @@ class LivePlanner:
 
     def _run(self, queries: list[LiveQuery]) -> Sequence[Plan | Exception]:
         results: list[Plan | Exception | None] = [None] * len(queries)
-        ready: list[tuple[int, LiveQuery, Content, View]] = []
+        ready: list[Ready] = []
         for at, query in enumerate(queries):
             try:
                 ready.append((at, query, self._content(query), self._view(query)))
             except SerendipError as e:
                 results[at] = e
         if ready:
-            plans = self.planner.plan(
-                [content for _, _, content, _ in ready],
-                [query.own for _, query, _, _ in ready],
-                item_ids=[
-                    q.source.item_id if isinstance(q.source, Item) else "" for _, q, _, _ in ready
-                ],
-                views=[view for _, _, _, view in ready],
-            )
-            for (at, _, _, _), plan in zip(ready, plans, strict=True):
+            for (at, _, _, _), plan in zip(ready, self._plan(ready), strict=True):
                 results[at] = plan
         return [r for r in results if r is not None]
+
+    def _plan(self, rows: Sequence[Ready]) -> list[Plan | Exception]:
+        """Plans rows together; if that fails, one by one, so that only the cause fails."""
+        try:
+            return list(
+                self.planner.plan(
+                    [content for _, _, content, _ in rows],
+                    [query.own for _, query, _, _ in rows],
+                    item_ids=[
+                        q.source.item_id if isinstance(q.source, Item) else ""
+                        for _, q, _, _ in rows
+                    ],
+                    views=[view for _, _, _, view in rows],
+                )
+            )
+        except Exception as e:
+            if len(rows) == 1:
+                return [e]
+            return [self._plan([row])[0] for row in rows]
 
     def _content(self, query: LiveQuery) -> Content:
         config = self.planner.config

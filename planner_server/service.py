@@ -27,7 +27,6 @@ from serendip.core import (
     NotReady,
     Overloaded,
     PlanSource,
-    SerendipError,
     WrongTree,
     check_length,
     check_range,
@@ -162,7 +161,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
                     return self._row(plan, PlanSource.STORE, request)
                 made, source = await self._make(item_id, request.siblings_only, deadline)
                 return self._row(made, source, request)
-            except SerendipError as e:
+            except Exception as e:  # a row's failure is that row's status, whatever it is
                 return planner_pb2.PlanRow(status=status_of(e))
 
         return list(await asyncio.gather(*map(one, ids, stored)))
@@ -189,6 +188,11 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
                 remedy="Send its title and thumbnail to PlanContent.",
             )
         return serving.fallback(item_id, own), PlanSource.FALLBACK
+
+    def fallback_row(self, request: planner_pb2.PlanRequest, own: int) -> planner_pb2.PlanRow:
+        """The fallback of a one-item request, for a plan of which the options leave nothing."""
+        plan = self._serving.fallback(request.context_item_ids[0], own)
+        return self._row(plan, PlanSource.FALLBACK, request)
 
     def _row(
         self, plan: core.Plan, source: PlanSource, request: planner_pb2.PlanRequest
@@ -300,6 +304,8 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         (row,) = await self._planner.plan_rows(plan_request, deadline)
         if error := error_from_status(row.status):
             raise error
+        if not row.plan.clusters and row.plan.HasField("own_node_id"):
+            return self._planner.fallback_row(plan_request, row.plan.own_node_id)
         return row
 
     async def _retrieve(self, request: Any, deadline: float) -> Any:
@@ -362,7 +368,7 @@ def _picture(data: bytes, field: str) -> Any:
 def _page_start(token: str) -> int:
     if not token:
         return 0
-    if not token.isascii() or not token.isdigit():
+    if not token.isascii() or not token.isdigit() or len(token) > 10:
         raise InvalidRequest(
             "is no page token",
             field="page_token",

@@ -105,6 +105,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
+def check_made_from(artifact: Artifact, inputs: Mapping[str, str]) -> None:
+    """Raises InvalidRequest unless the artefact was made from these inputs.
+
+    Current artefacts may be of different makings: the tree of a new catalogue beside the pairs of
+    the old one, another seed's data. What a stage reads must belong together.
+    """
+    for kind, version in inputs.items():
+        if artifact.inputs.get(kind) != version:
+            raise InvalidRequest(
+                f"was made from {kind} {artifact.inputs.get(kind)}, current is {version}",
+                field=f"{artifact.kind}/{artifact.version}",
+                remedy=f"Run {_STAGE[artifact.kind]} again, with the same configuration.",
+            )
+
+
 class Artifacts:
     """The artefacts under one root folder."""
 
@@ -223,10 +238,10 @@ class Artifacts:
         path = self.root / kind / version
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent / f".{version}.lock", f"{kind}/{version}"):
-            if path.exists() and not resume:
+            # A finished version is made again only if it is corrupt: nothing of it is resumed.
+            if path.exists() and (not resume or (path / MANIFEST).exists()):
                 shutil.rmtree(path)
             path.mkdir(exist_ok=True)
-            (path / MANIFEST).unlink(missing_ok=True)
             draft = Draft(kind, version, path)
             yield draft
             files = {

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 try:
     import typer
+    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as e:  # the bare package is the client library
     raise SystemExit("serendip: the command line needs: pip install 'serendip[offline]'") from e
@@ -195,17 +197,19 @@ def recommend(
 
 
 def _show_answer(context_item: str, answer: Any, titles: dict[str, str]) -> None:
-    out = Table(title=f"{context_item}  {titles.get(context_item, '')}", title_justify="left")
+    out = Table(
+        title=escape(f"{context_item}  {titles.get(context_item, '')}"), title_justify="left"
+    )
     for column in ("item", "title", "score", "from"):
         out.add_column(column)
     names = {c.node_id: c.description for c in answer.plan.clusters}
     for c in answer.candidates:
         origin = names.get(c.node_id, f"node {c.node_id}") + (" (widened)" if c.widened else "")
-        out.add_row(c.item_id, titles.get(c.item_id, ""), f"{c.score:.3f}", origin)
+        out.add_row(c.item_id, escape(titles.get(c.item_id, "")), f"{c.score:.3f}", escape(origin))
     for line in answer.plan.reasoning.splitlines():
-        console.print(f"  {line}")
-    console.print(f"  Next: {answer.plan.clusters[0].description}  [{answer.source.value}]")
-    console.print(out)
+        print(f"  {line}")
+    print(f"  Next: {answer.plan.clusters[0].description}  ({answer.source.value})")
+    Console().print(out)
 
 
 if __name__ == "__main__":

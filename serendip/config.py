@@ -11,7 +11,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from serendip.core import InvalidRequest
 
@@ -38,7 +45,7 @@ class SynthConfig(Section):
 class TreeConfig(Section):
     """The 4-level tree (``serendip tree``)."""
 
-    branching: tuple[int, int, int, int] = (2, 2, 4, 4)
+    branching: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (2, 2, 4, 4)
     # "text": TF-IDF and SVD of title and text. "column": the float list column `vector` of
     # items.parquet.
     vectors: Literal["text", "column"] = "text"

@@ -48,34 +48,37 @@ class ServerProcess:
             return self.process.wait()
 
 
-def start_server(name: str, *arguments: str) -> ServerProcess:
+def start_server(name: str, *arguments: str, log: Path) -> ServerProcess:
     """Starts ``python -m NAME ARGUMENTS`` and waits until it is ready.
+
+    Args:
+        log: takes what the server writes to standard error.
 
     Raises:
         NotReady: it ended, or was not ready in time; says what it printed.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", name, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", name, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
     lines: Queue[str] = Queue()
-    errors: list[str] = []
     threading.Thread(target=_forward, args=(process.stdout, lines.put), daemon=True).start()
-    threading.Thread(target=_forward, args=(process.stderr, errors.append), daemon=True).start()
     try:
-        while True:
-            line = lines.get(timeout=_START_S)
-            if not line:
-                process.wait()
-                raise NotReady(f"{name} ended: {''.join(errors[-5:]).strip()}")
+        while line := lines.get(timeout=_START_S):
             if found := _READY.search(line.strip()):
                 return ServerProcess(name, process, found[1], found[2] or "")
-    except (Empty, KeyboardInterrupt):
+        process.wait()
+        raise NotReady(f"{name} ended: {log.read_text()[-2000:].strip()}")
+    except Empty:
         process.terminate()
-        raise NotReady(f"{name} was not ready within {_START_S:g} s") from None
+        raise NotReady(f"{name} was not ready within {_START_S:g} s; see {log}") from None
+    except BaseException:
+        process.terminate()
+        raise
 
 
 def _forward(stream: IO[str] | None, put: Callable[[str], object]) -> None:
@@ -90,40 +93,40 @@ def _forward(stream: IO[str] | None, put: Callable[[str], object]) -> None:
 def both_servers(
     artifacts: Path, data: Path, host: str = "127.0.0.1", ports: tuple[int, int] = (0, 0)
 ) -> Iterator[tuple[ServerProcess, ServerProcess]]:
-    """(planner server, retriever server) on the current release; both end with the block.
+    """As start_both, but the servers end with the block."""
+    servers = start_both(artifacts, data, host, ports)
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def start_both(
+    artifacts: Path, data: Path, host: str = "127.0.0.1", ports: tuple[int, int] = (0, 0)
+) -> tuple[ServerProcess, ServerProcess]:
+    """Starts (planner server, retriever server) on the current release.
+
+    Their logs are planner_server.log and retriever_server.log in the folder of the artefacts.
 
     Args:
         data: the folder whose media live plans may read.
         ports: gRPC ports of planner and retriever; 0 takes a free one. Metrics are 1000 above.
     """
-    started: list[ServerProcess] = []
+
+    def start(name: str, port: int, *more: str) -> ServerProcess:
+        network = ["--host", host, "--port", str(port)]
+        network += ["--metrics-port", str(port + 1000 if port else 0)]
+        log = artifacts / f"{name}.log"
+        return start_server(name, "--artifacts", str(artifacts), *network, *more, log=log)
+
+    retriever = start("retriever_server", ports[1])
     try:
-        started += start_both(artifacts, data, host, ports)
-        yield started[0], started[1]
-    finally:
-        for server in started:
-            server.stop()
-
-
-def start_both(
-    artifacts: Path, data: Path, host: str, ports: tuple[int, int]
-) -> tuple[ServerProcess, ServerProcess]:
-    """As both_servers, but they stay until they are stopped."""
-
-    def network(port: int) -> list[str]:
-        metrics = port + 1000 if port else 0
-        return ["--host", host, "--port", str(port), "--metrics-port", str(metrics)]
-
-    retriever = start_server("retriever_server", "--artifacts", str(artifacts), *network(ports[1]))
-    try:
-        planner = start_server(
-            "planner_server", "--artifacts", str(artifacts), "--catalogue", str(data),
-            "--retriever", retriever.address, *network(ports[0]),
-        )  # fmt: skip
+        more = ("--catalogue", str(data), "--retriever", retriever.address)
+        return start("planner_server", ports[0], *more), retriever
     except BaseException:
         retriever.stop()
         raise
-    return planner, retriever
 
 
 def wait_for_end(servers: tuple[ServerProcess, ...]) -> None:

@@ -134,3 +134,12 @@ def test_a_version_from_outside_cannot_leave_the_folder(artifacts, version):
 def test_an_unknown_kind_is_refused(artifacts):
     with pytest.raises(InvalidRequest, match="no such kind"):
         artifacts.current_version("trees")
+
+
+def test_a_corrupt_version_is_made_again_from_nothing_even_when_resuming(artifacts):
+    with artifacts.publish("plans", CONFIG, INPUTS, resume=True) as draft:
+        (draft.path / "chunk").write_text("1")
+    (draft.path / "chunk").write_text("2")
+    assert artifacts.reuse("plans", CONFIG, INPUTS) is None
+    with artifacts.publish("plans", CONFIG, INPUTS, resume=True) as draft:
+        assert not (draft.path / "chunk").exists()

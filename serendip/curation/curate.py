@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serendip.artifacts import Artifact, Artifacts
+from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import fingerprint, read_items_table
 from serendip.catalog.logs import log_until, read_impressions, read_interactions
 from serendip.config import Config, CurationConfig
-from serendip.core import InvalidData
+from serendip.core import InvalidData, InvalidRequest
 from serendip.progress import progress
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -121,19 +121,22 @@ def place_items(tree: ClusterTree, level: int, level_gap: int) -> pa.Table:
 def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
     """Curates the log under the current tree; an unchanged result is reused."""
     source = artifacts.current("tree")
+    data = fingerprint(config.data_path)
+    check_made_from(source, {"data": data})
     settings = {
         "curation": config.curation.model_dump(exclude={"memory_limit"}),
         "coverage": config.plans.coverage,
         "level": config.level,
         "level_gap": config.level_gap,
     }
-    inputs = {"tree": source.version, "data": fingerprint(config.data_path)}
+    inputs = {"tree": source.version, "data": data}
     if reused := artifacts.reuse("pairs", settings, inputs):
         return reused
     tree = ClusterTree.open(source)
     items = read_items_table(config.data_path)
     log = read_interactions(config.data_path, items.column("item_id"))
-    until = max(log_until(log), source.log_until or 0)
+    shown = read_impressions(config.data_path)
+    until = max(log_until(log), source.log_until or 0, 0 if shown is None else log_until(shown))
     with (
         artifacts.publish("pairs", settings, inputs, log_until=until) as draft,
         progress("curate", 2) as tick,
@@ -145,7 +148,6 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
             table = getattr(curated, name)
             pq.write_table(table, draft.path / f"{name}.parquet")
             draft.rows[f"{name}.parquet"] = len(table)
-        shown = read_impressions(config.data_path)
         corpus = choose_corpus(log if shown is None else shown, config.plans.coverage)
         pq.write_table(corpus, draft.path / "corpus.parquet")
         draft.rows["corpus.parquet"] = len(corpus)
@@ -171,6 +173,27 @@ def _facts(curated: Curated, tree: ClusterTree, config: Config) -> dict[str, obj
             for row in curated.comparison.to_pylist()
         },
     }
+
+
+def current_pairs(config: Config, artifacts: Artifacts) -> Artifact:
+    """The current pairs, if they are of the current tree, these data and these levels.
+
+    Raises:
+        InvalidRequest: they are of another making; names what differs.
+        NotFound: none were published.
+    """
+    pairs = artifacts.current("pairs")
+    data = fingerprint(config.data_path)
+    check_made_from(pairs, {"tree": artifacts.current("tree").version, "data": data})
+    for name in ("level", "level_gap"):
+        if pairs.config[name] != getattr(config, name):
+            raise InvalidRequest(
+                f"current pairs are of {name} {pairs.config[name]}",
+                field=name,
+                value=getattr(config, name),
+                remedy="Run serendip curate again.",
+            )
+    return pairs
 
 
 def read_pairs(artifact: Artifact, name: str) -> pa.Table:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from serendip.artifacts import Artifact, Artifacts
+from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import fingerprint, read_items
 from serendip.config import Config
 from serendip.core import InvalidData, InvalidRequest, MediaError, Plan
-from serendip.curation.curate import read_pairs
+from serendip.curation.curate import current_pairs, read_pairs
 from serendip.evaluation.metrics import recall_at_k, share, wilson_interval
 from serendip.evaluation.truth import Truth, read_truth, swap_pairs
 from serendip.planning.planner import Planner
@@ -51,7 +51,12 @@ def publish_report(config: Config, artifacts: Artifacts) -> Artifact:
     Raises:
         InvalidRequest: the planner has seen events later than its data's log.
     """
-    parts = {kind: artifacts.current(kind) for kind in ("tree", "pairs", "planner")}
+    parts = {
+        "tree": artifacts.current("tree"),
+        "pairs": current_pairs(config, artifacts),
+        "planner": artifacts.current("planner"),
+    }
+    check_made_from(parts["planner"], {k: parts[k].version for k in ("tree", "pairs")})
     inputs = {kind: part.version for kind, part in parts.items()}
     inputs["data"] = fingerprint(config.data_path)
     settings = {"plans": config.plans.model_dump()}

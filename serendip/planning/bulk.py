@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from serendip.artifacts import Artifact, Artifacts
+from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import read_items
 from serendip.catalog.media import media_hash
 from serendip.config import Config, PlannerConfig
 from serendip.core import Item, MediaError, Plan, SerendipError
-from serendip.curation.curate import read_pairs
+from serendip.curation.curate import current_pairs, read_pairs
 from serendip.planning.plan_store import FILE, decode_plan, encode_plan, write_plans
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, load_content
@@ -55,12 +55,20 @@ class Row:
     reason: str = ""
 
 
-def stale_keys(
-    items: Sequence[Item], tree_version: str, planner_version: str, prompt_version: str
-) -> list[str]:
-    """What each item's plan is made of: it is stale when this differs."""
-    made_of = f"{tree_version}/{planner_version}/{prompt_version}"
-    return [f"{made_of}/{_media_hash(item)}" for item in items]
+def stale_keys(items: Sequence[Item], made_of: Sequence[object], text_chars: int) -> list[str]:
+    """What each item's plan is made of: it is stale when this differs.
+
+    Args:
+        made_of: what all plans share: tree, planner, prompt and search.
+        text_chars: how much of an item's text its prompt shows.
+    """
+    shared = "/".join(map(str, made_of))
+    return [f"{shared}/{_media_hash(item)}/{_words_hash(item, text_chars)}" for item in items]
+
+
+def _words_hash(item: Item, text_chars: int) -> str:
+    words = f"{item.title}\0{item.text[:text_chars]}"
+    return hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
 def _media_hash(item: Item) -> str:
@@ -108,13 +116,16 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
         SerendipError: no item of the corpus could be planned.
     """
     tree_artifact = artifacts.current("tree")
-    pairs = artifacts.current("pairs")
+    pairs = current_pairs(config, artifacts)
     planner_artifact = artifacts.current("planner")
+    check_made_from(planner_artifact, {"tree": tree_artifact.version})
     settings = {"plans": config.plans.model_dump(exclude={"batch_size", "chunk_items"})}
     trained = PlannerConfig.model_validate(planner_artifact.config["planner"])
     prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
-    keys = stale_keys(corpus, tree_artifact.version, planner_artifact.version, prompt)
+    search = (config.plans.clusters, config.plans.beams, config.plans.max_reasoning_tokens)
+    made_of = (tree_artifact.version, planner_artifact.version, prompt, *search)
+    keys = stale_keys(corpus, made_of, trained.text_chars)
     inputs = {
         "tree": tree_artifact.version,
         "planner": planner_artifact.version,
@@ -128,9 +139,8 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
     tree = ClusterTree.open(tree_artifact)
     planner = Planner.open(planner_artifact, tree.nodes, config.plans)
     started = time.monotonic()
-    with artifacts.publish(
-        "plans", settings, inputs, log_until=planner_artifact.log_until, resume=True
-    ) as draft:
+    until = max(planner_artifact.log_until or 0, pairs.log_until or 0)
+    with artifacts.publish("plans", settings, inputs, log_until=until, resume=True) as draft:
         chunks = draft.path / "chunks"
         chunks.mkdir(exist_ok=True)
         for leftover in chunks.glob("*.partial"):

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
+from serendip.core import InvalidRequest
 from serendip.planning.mllm import Mllm
 
 _SPECIAL = [
@@ -113,29 +114,15 @@ def build_embedded(corpus: Sequence[str], vocabulary: int, seed: int) -> Mllm:
 def _train_tokenizer(corpus: Sequence[str], vocabulary: int) -> GemmaTokenizer:
     with TemporaryDirectory() as folder:
         prefix = Path(folder) / "spm"
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(corpus),
-            model_prefix=str(prefix),
-            vocab_size=vocabulary,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            hard_vocab_limit=False,
-            pad_id=_PAD,
-            eos_id=_EOS,
-            bos_id=_BOS,
-            unk_id=_UNK,
-            pad_piece="<pad>",
-            eos_piece="<eos>",
-            bos_piece="<bos>",
-            unk_piece="<unk>",
-            user_defined_symbols=_SPECIAL + _NEWLINES,
-            minloglevel=2,
-        )
+        try:
+            _train_pieces(corpus, vocabulary, prefix)
+        except RuntimeError as e:
+            raise InvalidRequest(
+                f"the catalogue's texts do not fit it ({str(e).splitlines()[-1].strip()})",
+                field="planner.vocabulary",
+                value=vocabulary,
+                remedy="Raise it above the number of different characters.",
+            ) from e
         parts = SentencePieceExtractor(f"{prefix}.model").extract(BPE)
     return GemmaTokenizer(
         vocab=parts["vocab"],
@@ -154,4 +141,30 @@ def _train_tokenizer(corpus: Sequence[str], vocabulary: int) -> GemmaTokenizer:
         },
         add_bos_token=True,
         chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def _train_pieces(corpus: Sequence[str], vocabulary: int, prefix: Path) -> None:
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_prefix=str(prefix),
+        vocab_size=vocabulary,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        hard_vocab_limit=False,
+        pad_id=_PAD,
+        eos_id=_EOS,
+        bos_id=_BOS,
+        unk_id=_UNK,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        unk_piece="<unk>",
+        user_defined_symbols=_SPECIAL + _NEWLINES,
+        minloglevel=2,
     )

@@ -18,6 +18,8 @@ import torch
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import fingerprint
 from serendip.config import Config
+from serendip.core import InvalidData
+from serendip.curation.curate import current_pairs
 from serendip.planning.embedded import build_embedded
 from serendip.planning.examples import (
     Example,
@@ -40,10 +42,12 @@ from serendip.planning.prompt import (
 )
 from serendip.planning.training import Stage, load_model, save_model, train
 from serendip.planning.trie import DescriptionTrie
+from serendip.progress import console
 from serendip.tree.cluster_tree import ClusterTree
 
 EMBEDDED = "embedded"
 _DESCRIPTION_INSTRUCTION = "Name an interest."
+_SHOWN = ("validation_loss", "match_rate", "recall", "recall_at_1")
 _CORPUS_REPEATS = 8  # of what the tokenizer should have whole words for
 
 
@@ -53,7 +57,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     An interrupted run goes on from its last saved state.
     """
     tree_artifact = artifacts.current("tree")
-    pairs = artifacts.current("pairs")
+    pairs = current_pairs(config, artifacts)
     settings = {
         "planner": config.planner.model_dump(),
         "level": config.level,
@@ -74,6 +78,12 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     ) as draft:
         started = time.monotonic()
         examples, validation = load_examples(config, tree, pairs)
+        if not examples:
+            raise InvalidData(
+                "no context item of the pairs has media that can be read",
+                field="items.parquet:thumbnail",
+                remedy="Add thumbnails, or set planner.style = 'text'.",
+            )
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
         mllm, examples, validation = _prepare_model(
             config, tree, pairs, examples, validation, descriptions, draft.path
@@ -168,10 +178,12 @@ def _finetune(
     def look(step: int, loss: float) -> None:
         line = {"step": step, "loss": loss, **_validate(planner, validation)}
         earlier = [entry["validation_loss"] for entry in history() if entry["step"] < step]
-        if not earlier or line["validation_loss"] < min(earlier):
+        if not earlier or line["validation_loss"] <= min(earlier):
             save_model(model, best)
         with log.open("a") as f:
             f.write(json.dumps(line) + "\n")
+        shown = (f"{name.replace('_', ' ')} {line[name]:.3f}" for name in _SHOWN if name in line)
+        console.print(f"  step {step}: {', '.join(shown)}")
 
     train(
         model,
@@ -184,7 +196,7 @@ def _finetune(
     )
     load_model(model, best)
     lines = list({line["step"]: line for line in history()}.values())
-    kept = min(lines, key=lambda line: line["validation_loss"])
+    kept = min(reversed(lines), key=lambda line: line["validation_loss"])
     return [*lines, kept]
 
 
@@ -206,7 +218,8 @@ def _finetuning_loss(
     alone = round(size * config.planner.description_rows)
     if alone:
         chosen = [descriptions[i] for i in rng.integers(0, len(descriptions), alone)]
-        bare = Prompt(({"role": "user", "content": _DESCRIPTION_INSTRUCTION},), ())
+        ask = {"type": "text", "text": _DESCRIPTION_INSTRUCTION}
+        bare = Prompt(({"role": "user", "content": [ask]},), ())
         batch, labels = mllm.encode_training(
             [bare] * alone, [f"{ANSWER} {text}" for text in chosen]
         )

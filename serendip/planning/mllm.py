@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -118,10 +119,25 @@ class Mllm:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt in the checkpoint's chat template, up to where the model's turn begins."""
+        messages = [
+            {**m, "content": [self._plain(part) for part in m["content"]]} for m in prompt.messages
+        ]
         text: str = self.processor.apply_chat_template(
-            list(prompt.messages), tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True
         )
         return text
+
+    def plain(self, text: str) -> str:
+        """A text from outside without the tokenizer's special tokens: words cannot be markup."""
+        return self._special.sub(" ", text)
+
+    def _plain(self, part: dict[str, str]) -> dict[str, str]:
+        return {**part, "text": self.plain(part["text"])} if "text" in part else part
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        tokens = [t for t in self.tokenizer.all_special_tokens if t.strip()]
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
         """Prompts as model inputs, padded on the left: input_ids int64[B, T] and the rest."""

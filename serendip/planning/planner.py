@@ -153,7 +153,7 @@ class Planner:
             TorchSession(self.mllm),
             self._encode(contents),
             self.mllm.end_tokens,
-            self.search.max_reasoning_tokens + longest,
+            self.search.max_reasoning_tokens + len(self.mllm.tokens(ANSWER)) + longest,
         )
         return [read_answer(self.mllm.tokenizer.decode(t, skip_special_tokens=True)) for t in texts]
 

@@ -60,7 +60,7 @@ def pretraining_loss(
         content, own = words[at]
         kept = replace(content, title=drop_words(content.title, config.word_dropout, rng))
         said = write_words(kept, config.text_chars)
-        rows.append([Segment(f"{said}\n"), Segment(f"Topic: {own}{end}", learnt=True)])
+        rows.append([Segment(f"{mllm.plain(said)}\n"), Segment(f"Topic: {own}{end}", learnt=True)])
     return answer_loss(mllm, *_encode(mllm, rows))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -84,11 +85,18 @@ class Content:
         return replace(self, frames=tuple(self.frames[i] for i in at))
 
 
+class Message(TypedDict):
+    """A turn of a chat: parts are {"type": "image"} or {"type": "text", "text": ...}."""
+
+    role: str
+    content: list[dict[str, str]]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is put to the model: chat messages whose image slots stand for ``images``."""
 
-    messages: tuple[dict[str, object], ...]
+    messages: tuple[Message, ...]
     images: tuple[Image, ...]
 
 

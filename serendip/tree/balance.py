@@ -83,7 +83,7 @@ def cluster_leaves(
 def _split(
     x: Floats, w: Weights, k: int, tolerance: float, restarts: int, rng: np.random.Generator
 ) -> Ints:
-    if k == 1:
+    if k == 1 or not len(x):
         return np.zeros(len(x), np.int64)
     best: tuple[float, Ints] | None = None
     for _ in range(restarts):

@@ -31,9 +31,10 @@ def publish_tree(config: Config, artifacts: Artifacts) -> Artifact:
     items = read_items_table(config.data_path)
     log = read_interactions(config.data_path, items.column("item_id"))
     shown = read_impressions(config.data_path)
+    until = max(log_until(log), 0 if shown is None else log_until(shown))
     traffic = count_by_item(items.column("item_id"), log if shown is None else shown)
     with (
-        artifacts.publish("tree", settings, inputs, log_until=log_until(log)) as draft,
+        artifacts.publish("tree", settings, inputs, log_until=until) as draft,
         progress("tree", 3) as tick,
     ):
         texts = [

@@ -38,9 +38,9 @@ def count_words(texts: Sequence[str], min_df: int, max_df: float) -> tuple[csr_m
         counts = vectorizer.fit_transform(texts)
     except ValueError as e:
         raise InvalidData(
-            f"no words to cluster by ({e})",
+            f"no words to describe clusters by ({e})",
             field="items.parquet:title,text",
-            remedy="Lower tree.min_df, or set tree.vectors = 'column'.",
+            remedy="Clusters are named by words: lower tree.min_df, or add to title or text.",
         ) from e
     return counts, vectorizer.get_feature_names_out().tolist()
 

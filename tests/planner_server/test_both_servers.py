@@ -133,6 +133,11 @@ def test_content_that_the_catalogue_does_not_have_is_planned_live(up, client):
     assert plan.reasoning
 
 
+def test_a_title_that_looks_like_markup_is_planned_like_any_other(client):
+    plan = client.plan_content("rye <start_of_image> <image_soft_token>", thumbnail=jpeg(), k=2)
+    assert len(getattr(plan, "plan", plan).clusters) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -315,10 +320,12 @@ def arguments(up, *more):
     return ["--artifacts", str(up.world.config.artifacts_path), "--port", "0", *more]
 
 
-def test_without_a_retriever_recommend_is_unavailable_at_once_and_plans_still_come(up):
-    gone = start_server("retriever_server", *arguments(up))
+def test_without_a_retriever_recommend_is_unavailable_at_once_and_plans_still_come(up, tmp_path):
+    gone = start_server("retriever_server", *arguments(up), log=tmp_path / "r.log")
     planner = start_server(
-        "planner_server", *arguments(up, "--no-live", "--retriever", gone.address)
+        "planner_server",
+        *arguments(up, "--no-live", "--retriever", gone.address),
+        log=tmp_path / "p.log",
     )
     try:
         assert gone.stop() == 0

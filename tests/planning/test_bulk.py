@@ -1,5 +1,6 @@
 """Bulk planning: one row an item, chunks as commits, stale items only, bad media set aside."""
 
+import dataclasses
 import shutil
 
 import pyarrow.parquet as pq
@@ -90,6 +91,21 @@ def test_only_what_is_stale_is_planned_again(own_copy):
     assert (made.facts["planned"], made.facts["reused"]) == (1, len(before) - 1)
     after = {r.item_id: r.plan for r in rows_of(made)}
     assert {i for i in after if after[i] != before[i]} == {first}
+
+
+def test_other_words_or_another_search_make_a_plan_stale(small_world):
+    item = next(read_items(small_world.config.data_path))
+    key = bulk.stale_keys([item], ("tree", "planner"), 10)
+    assert bulk.stale_keys([item], ("tree", "planner"), 10) == key
+    others = [
+        bulk.stale_keys([dataclasses.replace(item, title="new")], ("tree", "planner"), 10),
+        bulk.stale_keys([dataclasses.replace(item, text="new")], ("tree", "planner"), 10),
+        bulk.stale_keys([item], ("tree", "planner", 8), 10),
+    ]
+    assert key not in others
+    longer = dataclasses.replace(item, text="x" * 10 + "unseen")
+    same = dataclasses.replace(item, text="x" * 10)
+    assert bulk.stale_keys([longer], (), 10) == bulk.stale_keys([same], (), 10)
 
 
 def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):

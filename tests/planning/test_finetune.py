@@ -22,26 +22,32 @@ def parts(small_world):
     return small_world.config, tree, small_world.artifacts.current("pairs")
 
 
-def test_no_held_out_item_takes_part_in_anything(parts):
+@pytest.fixture(scope="module")
+def loaded(parts):
+    """(training examples, validation examples)."""
+    return load_examples(*parts)
+
+
+def test_no_held_out_item_takes_part_in_anything(parts, loaded):
     config, tree, pairs = parts
     held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     titles = {i.title for i in read_items(config.data_path) if i.item_id in held_out}
     assert titles
-    training_examples, validation = load_examples(config, tree, pairs)
+    training_examples, validation = loaded
     assert not titles & {e.content.title for e in training_examples + validation}
     assert not titles & {content.title for content, _ in load_own_words(config, tree, pairs)}
 
 
-def test_no_validation_item_is_trained_on(parts):
-    training_examples, validation = load_examples(*parts)
+def test_no_validation_item_is_trained_on(loaded):
+    training_examples, validation = loaded
     assert validation
     trained = {e.content.title for e in training_examples}
     assert not trained & {e.content.title for e in validation}
 
 
-def test_a_training_prompt_draws_frames_and_leaves_words_out(parts):
+def test_a_training_prompt_draws_frames_and_leaves_words_out(parts, loaded):
     config, *_ = parts
-    (example, *_), _ = load_examples(*parts)
+    (example, *_), _ = loaded
     prompt = training_prompt(example.content, config.planner, np.random.default_rng(0))
     assert len(prompt.images) == 1 + config.planner.frames
     kept = drop_words("a b c d e f g h", 0.5, np.random.default_rng(0)).split()
@@ -56,8 +62,10 @@ def test_the_published_planner_is_a_checkpoint_with_its_trie(small_world):
     assert len(trie) == 64
     assert trie.tree_version == artifact.inputs["tree"]
     history = [json.loads(x) for x in artifact.file("history.jsonl").read_text().splitlines()]
-    assert [h["step"] for h in history] == [2, 4]
-    assert {"match_rate", "recall", "recall_at_1"} <= set(history[-1])
+    *looks, kept = history
+    assert [h["step"] for h in looks] == [2, 4]
+    assert kept["validation_loss"] == min(h["validation_loss"] for h in looks)
+    assert {"match_rate", "recall", "recall_at_1"} <= set(kept)
     assert not list(artifact.path.glob("resume-*"))
 
 

@@ -193,3 +193,11 @@ def test_a_missing_vector_column_is_named(small_world, tmp_path):
     config = config.model_copy(update={"data_dir": small_world.config.data_dir})
     with pytest.raises(InvalidData, match=r"items\.parquet:vector: no such column"):
         publish_tree(config, type(small_world.artifacts)(tmp_path / "artifacts"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clumps_that_leave_an_inner_node_nearly_empty_are_split_all_the_same(seed):
+    rng = np.random.default_rng(seed)
+    x, _ = blobs(rng, 5, 60, 0.001)
+    leaf = cluster_leaves(x, np.ones(300) / 300, (8, 8, 2, 2), tolerance=0.1, restarts=1, rng=rng)
+    assert leaf.max() < 256
