@@ -37,7 +37,7 @@ SHOWN = (
 )  # fmt: skip
 
 # Text alone is learnt more slowly; trained as long as the planner, the arm would be a straw man.
-TEXT_STEPS = 500
+TEXT_STEPS = 800
 
 
 def run(config: Config) -> dict[str, Any]:
