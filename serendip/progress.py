@@ -23,7 +23,7 @@ from rich.progress import (
 
 _LINE_EVERY_S = 15.0
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Tick(Protocol):
