@@ -31,6 +31,7 @@ from serendip.core import (
     check_length,
     check_range,
 )
+from serendip.planning.planner import index_descriptions
 from serendip.planning.prompt import Content
 from serendip.planning.trie import normalise
 from serendip.serving.errors import OK_STATUS, status_of
@@ -66,10 +67,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._node_of_text = {
-            normalise(serving.tree.nodes.description[n]): n
-            for n in serving.tree.nodes.at_level(serving.level)
-        }
+        self._node_of_text = index_descriptions(serving.tree.nodes, serving.level)
 
     async def Plan(
         self, request: planner_pb2.PlanRequest, context: Any

@@ -21,6 +21,11 @@ from serendip.planning.trie import DescriptionTrie, View, normalise
 from serendip.tree.cluster_tree import Nodes
 
 
+def index_descriptions(nodes: Nodes, level: int) -> dict[str, int]:
+    """Node ID by normalised description, of a level's clusters."""
+    return {normalise(nodes.description[n]): n for n in nodes.at_level(level)}
+
+
 @dataclass(frozen=True)
 class Planner:
     """A checkpoint that plans over one tree.
@@ -159,8 +164,7 @@ class Planner:
 
     @cached_property
     def _node_of_text(self) -> dict[str, int]:
-        nodes = self.nodes.at_level(self.level)
-        return {normalise(self.nodes.description[n]): n for n in nodes}
+        return index_descriptions(self.nodes, self.level)
 
     def resolve(self, text: str) -> int | None:
         """The node that a text describes at the planning level, or None.
