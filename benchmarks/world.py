@@ -36,8 +36,9 @@ SHOWN = (
     "leaf_purity", "held_out",
 )  # fmt: skip
 
-# Text alone is learnt more slowly; trained as long as the planner, the arm would be a straw man.
-TEXT_STEPS = 800
+# Text alone is learnt more slowly, and from more examples: trained as the planner is, the arm
+# would be a straw man.
+TEXT_STEPS, TEXT_CONTEXTS = 500, 40
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -102,8 +103,11 @@ def configure(
         "data_dir": str(options.folder / "data" / world),
         "artifacts_dir": str(options.folder / world),
         "synth": {"second_theme": second_theme},
-        "planner": {"style": style} | ({"steps": TEXT_STEPS} if style == "text" else {}),
+        "planner": {"style": style},
     }
+    if style == "text":
+        values["planner"] |= {"steps": TEXT_STEPS}
+        values["curation"] = {"contexts_per_cluster": TEXT_CONTEXTS}
     if options.quick:
         values["synth"] |= {"items_per_topic": 8, "interactions": 20_000, "captions": 200}
         values["planner"] |= {"pretrain_steps": 10, "steps": 10, "log_every": 0}

@@ -83,7 +83,8 @@ def main() -> None:
     path = config.artifacts_path / "demo.json"
     path.write_text(json.dumps(figures, indent=2) + "\n")
     sheet = draw_sheet(showcase, config.artifacts_path / "demo.png")
-    show(showcase, figures, [path, sheet, report.path / "figures.json"], kept=options.keep)
+    chosen = f"--config {options.config} --seed {config.seed}" if options.keep else ""
+    show(showcase, figures, [path, sheet, report.path / "figures.json"], kept=chosen)
 
 
 def parse() -> argparse.Namespace:

@@ -135,8 +135,9 @@ def _users(config: Config, artifacts: Artifacts, count: int) -> Iterator[tuple[s
         yield user, history[:liked]
 
 
-def show(showcase: Showcase, figures: dict[str, Any], files: Sequence[Path], *, kept: bool) -> None:
-    """The screen at the end."""
+def show(showcase: Showcase, figures: dict[str, Any], files: Sequence[Path], *, kept: str) -> None:
+    """The screen at the end; ``kept`` has the options that name the configuration of servers that
+    keep running, or is empty."""
     page.print()
     for call in _different(showcase.calls):
         page.print(_panel(showcase, call))
@@ -151,7 +152,9 @@ def show(showcase: Showcase, figures: dict[str, Any], files: Sequence[Path], *, 
             f"\nThe servers keep running: planner {planner.address} ({planner.metrics}), "
             f"retriever {retriever.address} ({retriever.metrics}).\nCall them, then end them:\n"
             f"  .venv/bin/serendip recommend {example.context.item_id} "
-            f"--history {example.history[0]} --planner {planner.address}\n  kill {process_ids}"
+            f"--history {example.history[0]} --planner {planner.address} {kept}\n"
+            f"  kill {process_ids}",
+            soft_wrap=True,
         )
     else:
         page.print(f"  metrics were at {planner.metrics} and {retriever.metrics}")
