@@ -66,9 +66,9 @@ def main() -> None:
     if not options.quick:
         null = configure(options, options.seeds[0], second_theme="null")
         arms[f"null world, seed {options.seeds[0]}"] = run(null)
-    table = Table("arm", *SHOWN)
-    for name, figures in arms.items():
-        table.add_row(name, *(_shown(figures.get(key)) for key in SHOWN))
+    table = Table("", *arms)
+    for key in SHOWN:
+        table.add_row(key, *(_shown(figures.get(key)) for figures in arms.values()))
     console.print(table)
     video = [f for name, f in arms.items() if name.startswith("video")]
     print(
