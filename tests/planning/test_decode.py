@@ -168,3 +168,17 @@ def test_rows_open_their_answer_at_different_lengths_or_are_made_to():
     # What is forced is pushed into the model like any other token.
     assert session.pushed == [[5, 10, 11], [5, 6, 7, 10, 11], [5, 10, 11], [5, 6, 7, 8, 9, 10, 11]]
     assert [f.ranks[0] for f in found[:2]] == [0, 1]
+
+
+@torch.inference_mode()
+def test_a_row_that_waits_for_others_is_not_changed_by_it(mllm, prompts):
+    together, alone = TorchSession(mllm), TorchSession(mllm)
+    together.prefill(mllm.encode(prompts[:2]))
+    for _ in range(3):
+        together.extend(torch.tensor([20, 0]), torch.tensor([True, False]))
+    waited = together.extend(torch.tensor([20, 30]), torch.tensor([True, True]))
+    waited = together.extend(torch.tensor([20, 31]), torch.tensor([True, True]))
+    alone.prefill(mllm.encode(prompts[1:2]))
+    alone.extend(torch.tensor([30]), torch.tensor([True]))
+    at_once = alone.extend(torch.tensor([31]), torch.tensor([True]))
+    assert torch.allclose(waited[1], at_once[0], atol=1e-4)
