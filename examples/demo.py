@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of this size gain nothing from more
 
-from showcase import Showcase, call_servers, draw_sheet, keep_servers, show
+from showcase import Showcase, call_servers, draw_sheet, show
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.movielens import import_movielens
@@ -26,7 +26,7 @@ from serendip.cli import exit_on_error
 from serendip.config import Config, load_config
 from serendip.curation.curate import publish_pairs
 from serendip.evaluation.offline import publish_report
-from serendip.local import both_servers
+from serendip.local import both_servers, start_both
 from serendip.planning.bulk import publish_plans
 from serendip.planning.finetune import publish_planner
 from serendip.progress import console
@@ -67,7 +67,7 @@ def main() -> None:
     ports = (50051, 50052) if options.keep else (0, 0)
     start = time.monotonic()
     if options.keep:
-        servers = keep_servers(config, ports)
+        servers = start_both(config.artifacts_path, config.data_path, ports=ports)
         try:
             showcase = call_servers(config, artifacts, servers, CALLS)
         except BaseException:

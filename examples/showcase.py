@@ -24,7 +24,7 @@ from serendip.config import Config
 from serendip.core import InvalidData, Item, MediaError
 from serendip.curation.curate import read_pairs
 from serendip.evaluation.metrics import percentile, share
-from serendip.local import ServerProcess, start_both
+from serendip.local import ServerProcess
 from serendip.tree.cluster_tree import ClusterTree
 
 K = 6
@@ -81,11 +81,6 @@ class Showcase:
 
     def title(self, item_id: str) -> str:
         return self.items[item_id].title if item_id in self.items else item_id
-
-
-def keep_servers(config: Config, ports: tuple[int, int]) -> Servers:
-    """Servers that outlive the demo."""
-    return start_both(config.artifacts_path, config.data_path, ports=ports)
 
 
 def call_servers(config: Config, artifacts: Artifacts, servers: Servers, calls: int) -> Showcase:

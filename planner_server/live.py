@@ -5,7 +5,7 @@ A look-up never waits here: only what the store lacks is submitted. Knows no gRP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +48,6 @@ class LivePlanner:
         planner: Planner,
         *,
         threads: int = 1,
-        on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
         torch.set_num_threads(threads)
         self.planner = planner
@@ -57,7 +56,6 @@ class LivePlanner:
             max_batch=_MAX_BATCH,
             max_waiting=_MAX_WAITING,
             max_wait_s=_MAX_WAIT_S,
-            on_batch=on_batch,
             name="live",
         )
 
