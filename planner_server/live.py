@@ -13,7 +13,7 @@ import torch
 from serendip.core import Item, Plan, SerendipError
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, check_pictures, load_content
-from serendip.planning.trie import View
+from serendip.planning.views import View
 from serendip.serving.batching import Batcher
 
 _MAX_BATCH = 16

@@ -15,6 +15,7 @@ from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import CorruptArtifact, Item, Plan, PlannedCluster, Versions
 from serendip.planning.plan_store import FILE, PlanStore
 from serendip.planning.planner import Planner
+from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
 
 
@@ -23,6 +24,7 @@ class Serving:
     """What a planner server serves at a time.
 
     Attributes:
+        trie: the descriptions that can be planned, for Resolve.
         level, level_gap: of the plans.
         store: plans by item.
         fallbacks: for each cluster its siblings with shrunk mean satisfaction, best first.
@@ -32,6 +34,7 @@ class Serving:
 
     versions: Versions
     tree: ClusterTree
+    trie: DescriptionTrie
     level: int
     level_gap: int
     store: PlanStore
@@ -85,6 +88,7 @@ def open_release(artifacts: Artifacts, catalogue: Path | None, *, live: bool) ->
             plans_version=parts["plans"].version,
         ),
         tree=tree,
+        trie=DescriptionTrie.open(trained.path / "trie"),
         level=level,
         level_gap=level_gap,
         store=PlanStore(parts["plans"].file(FILE)),

@@ -31,9 +31,7 @@ from serendip.core import (
     check_length,
     check_range,
 )
-from serendip.planning.planner import index_descriptions
 from serendip.planning.prompt import Content
-from serendip.planning.trie import normalise
 from serendip.serving.errors import OK_STATUS, status_of
 from serendip.serving.server import Running, deadline_of
 from serendip.v1 import (
@@ -67,7 +65,6 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._node_of_text = index_descriptions(serving.tree.nodes, serving.level)
 
     async def Plan(
         self, request: planner_pb2.PlanRequest, context: Any
@@ -247,7 +244,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         if len(text.encode()) > 2000:
             long = InvalidRequest("at most 2,000 bytes", field=f"texts[{at}]", value=text)
             return planner_pb2.ResolveRow(status=status_of(long))
-        node = self._node_of_text.get(normalise(text))
+        node = self._serving.trie.resolve(text)
         if node is None:
             absent = NotFound("no description equals it", field=f"texts[{at}]", value=text)
             return planner_pb2.ResolveRow(status=status_of(absent))

@@ -130,7 +130,7 @@ def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> Figure
         constrained = _plans(planner, held_out.contents, held_out.own, tick, siblings_only=True)
         labels = held_out.labels
         chosen = [[c.node_id for c in p.clusters] for p in plans]
-        free = [planner.resolve(text) for _, text in written]
+        free = [planner.trie.resolve(text) for _, text in written]
         n = len(labels)
         hits = sum(c[0] == label for c, label in zip(chosen, labels, strict=True))
         figures: Figures = {

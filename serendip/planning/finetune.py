@@ -92,6 +92,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             mllm.description_tokens(descriptions),
             tree.nodes.at_level(config.level),
             mllm.end_token,
+            texts=descriptions,
             tree_version=tree.version,
             tokenizer_hash=mllm.tokenizer_hash,
         )
@@ -235,7 +236,7 @@ def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]
     if not examples:
         return {"validation_loss": 0.0}
     contents = [e.content.thinned(planner.config.frames) for e in examples]
-    written = [planner.resolve(text) for _, text in planner.write_free(contents)]
+    written = [planner.trie.resolve(text) for _, text in planner.write_free(contents)]
     plans = planner.plan(contents, [e.own_id for e in examples])
     n = len(examples)
     return {

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
 from serendip.core import CorruptArtifact, InvalidRequest
@@ -23,6 +25,7 @@ from serendip.planning.prompt import ANSWER, Prompt
 Batch = dict[str, torch.Tensor]
 
 IGNORED = -100  # a label that the loss leaves out
+_PROBE = "zz"
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -55,8 +58,8 @@ class Mllm:
             model = AutoModelForImageTextToText.from_pretrained(
                 str(checkpoint), use_safetensors=True, trust_remote_code=False
             )
-            processor = AutoProcessor.from_pretrained(str(checkpoint), trust_remote_code=False)
-        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            processor = _open_processor(str(checkpoint), model.config)
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
             raise CorruptArtifact(
                 f"no image-text checkpoint ({str(e).splitlines()[0]})",
                 field="planner.checkpoint",
@@ -72,11 +75,14 @@ class Mllm:
 
     @cached_property
     def end_token(self) -> int:
-        """The token that ends the model's turn."""
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        # The turn's own end comes after the document's in every chat checkpoint in use.
-        return int(ends[-1])
+        """The token that ends the model's turn, as the chat template writes it."""
+        turns = [
+            {"role": role, "content": [{"type": "text", "text": _PROBE}]}
+            for role in ("user", "assistant")
+        ]
+        text = self.processor.apply_chat_template(turns, tokenize=False)
+        after = self.tokens(text.rpartition(_PROBE)[2])
+        return next((t for t in after if t in self.end_tokens), min(self.end_tokens))
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
@@ -136,7 +142,8 @@ class Mllm:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        tokens = [t for t in self.tokenizer.all_special_tokens if t.strip()]
+        added = self.tokenizer.added_tokens_decoder.values()
+        tokens = {t.content for t in added if t.special and t.content.strip()}
         return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
@@ -172,6 +179,20 @@ class Mllm:
             return_tensors="pt",
         )
         return dict(batch)
+
+
+def _open_processor(checkpoint: str, config: Any) -> Any:
+    """The checkpoint's processor; without its video part, which asks for torchvision.
+
+    Frames are put to a model as images, so the part that decodes videos is never used.
+    """
+    kind = PROCESSOR_MAPPING.get(type(config), None)
+    parts = [] if kind is None else kind.get_attributes()
+    if is_torchvision_available() or "video_processor" not in parts:
+        return AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    parts = [part for part in parts if part != "video_processor"]
+    images_only: Any = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: parts)})
+    return images_only.from_pretrained(checkpoint, trust_remote_code=False)
 
 
 def answer_loss(mllm: Mllm, batch: Batch, labels: torch.Tensor) -> torch.Tensor:

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import CorruptArtifact, Plan, PlannedCluster
-from serendip.planning.decode import decode, write
+from serendip.planning.decode import Seconds, decode, write
+from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
+from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import TorchSession
-from serendip.planning.trie import DescriptionTrie, View, normalise
+from serendip.planning.trie import DescriptionTrie
+from serendip.planning.views import View
 from serendip.tree.cluster_tree import Nodes
-
-
-def index_descriptions(nodes: Nodes, level: int) -> dict[str, int]:
-    """Node ID by normalised description, of a level's clusters."""
-    return {normalise(nodes.description[n]): n for n in nodes.at_level(level)}
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Planner:
     Attributes:
         config: the prompt's settings; what the checkpoint was trained with.
         search: beams and bounds of the decoding.
+        seconds: what the stages of ``plan`` have taken so far.
         level, level_gap: what makes a cluster serendipitous.
     """
 
@@ -44,6 +43,7 @@ class Planner:
     config: PlannerConfig
     search: PlansConfig
     version: str
+    seconds: Seconds = field(default_factory=Seconds)
 
     @classmethod
     def open(cls, artifact: Artifact, nodes: Nodes, search: PlansConfig) -> Planner:
@@ -124,23 +124,23 @@ class Planner:
         """
         ids = item_ids or [""] * len(contents)
         decoded = decode(
-            TorchSession(self.mllm),
+            self._session(),
             self._encode(contents),
-            self.trie,
+            self._trie_head,
             views or [self.view(own) for own in own_nodes],
-            k=self.search.clusters,
-            beams=self.search.beams,
+            Search(k=self.search.clusters, beams=self.search.beams),
             opening=self.mllm.tokens(ANSWER),
             ends=self.mllm.end_tokens,
             max_reasoning=self.search.max_reasoning_tokens,
+            seconds=self.seconds,
         )
         now = int(time.time() * 1000)
         return [
             Plan(
                 context_item_id=item_id,
                 clusters=tuple(
-                    self._cluster(int(self.trie.node_of_rank[rank]), score, own)
-                    for rank, score in zip(d.ranks, d.scores, strict=True)
+                    self._cluster(int(self.trie.node_of_rank[f.rank]), f.score, own)
+                    for f in d.answer.found
                 ),
                 own_node_id=own,
                 reasoning=self.mllm.tokenizer.decode(d.reasoning, skip_special_tokens=True).strip(),
@@ -155,7 +155,7 @@ class Planner:
         """(reasoning, description) that the model writes unconstrained and greedily."""
         longest = int(max(len(t) for t in self.mllm.description_tokens(self._texts())))
         texts = write(
-            TorchSession(self.mllm),
+            self._session(),
             self._encode(contents),
             self.mllm.end_tokens,
             self.search.max_reasoning_tokens + len(self.mllm.tokens(ANSWER)) + longest,
@@ -163,15 +163,11 @@ class Planner:
         return [read_answer(self.mllm.tokenizer.decode(t, skip_special_tokens=True)) for t in texts]
 
     @cached_property
-    def _node_of_text(self) -> dict[str, int]:
-        return index_descriptions(self.nodes, self.level)
+    def _trie_head(self) -> TrieHead:
+        return TrieHead(Head.of(self.mllm.model), self.trie)
 
-    def resolve(self, text: str) -> int | None:
-        """The node that a text describes at the planning level, or None.
-
-        Texts are compared after runs of white space are made one space and the ends trimmed.
-        """
-        return self._node_of_text.get(normalise(text))
+    def _session(self) -> TorchSession:
+        return TorchSession(self.mllm.model, self._trie_head.head)
 
     def _texts(self) -> list[str]:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]

@@ -15,6 +15,7 @@ import torch
 from serendip.config import PlannerConfig
 from serendip.planning.decode import write
 from serendip.planning.examples import drop_words
+from serendip.planning.head import Head
 from serendip.planning.mllm import IGNORED, Batch, Mllm, answer_loss
 from serendip.planning.prompt import Content, Image, write_words
 from serendip.planning.session import TorchSession
@@ -83,10 +84,11 @@ def look_at(mllm: Mllm, contents: Sequence[Content]) -> list[str]:
 def caption_images(mllm: Mllm, images: Sequence[Image]) -> list[str]:
     """The model's greedy caption of each image."""
     texts: list[str] = []
+    head = Head.of(mllm.model)
     for at in range(0, len(images), _CAPTION_BATCH):
         rows = [[Segment(image)] for image in images[at : at + _CAPTION_BATCH]]
         batch, _ = _encode(mllm, rows)
-        tokens = write(TorchSession(mllm), batch, mllm.end_tokens, _CAPTION_TOKENS)
+        tokens = write(TorchSession(mllm.model, head), batch, mllm.end_tokens, _CAPTION_TOKENS)
         texts += [mllm.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens]
     return texts
 

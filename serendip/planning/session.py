@@ -1,68 +1,280 @@
-"""A torch model seen as the decoder sees every model: prefill, extend, reorder, head rows.
+"""A torch model seen as the decoder sees every model: prefill, extend, reorder, hidden states.
 
-Knows no trie and no tokenizer. R is the number of rows in flight, which reorder may change.
+Each row of a session is a prompt and, after it, a *tree* of tokens: a new token names the slot
+that it follows and sees the prompt and its own ancestors, nothing else (tree attention, as in
+SpecInfer, arXiv 2305.09781). So all beams of a prompt share its keys and values, no beam is ever
+copied, and a run of forced tokens is one pass. Knows no trie and no tokenizer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from transformers.cache_utils import Cache, DynamicLayer
 
-from serendip.planning.mllm import Batch, Mllm
+from serendip.planning.head import Head
+from serendip.planning.mllm import Batch
+
+Long = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+NOWHERE = -1  # the parent of a token that is padding
+_ROOM = 64  # slots that a cache grows by, at least
+
+# Architectures whose prompts are causal but for what ``_prompt_sees`` knows of, as tests prove.
+_CAUSAL_PROMPTS = frozenset({"gemma3", "gemma3_text", "idefics3", "llama", "qwen2_5_vl", "smolvlm"})
+_WORTH_SHARING = 64  # tokens that need not be read, for one more pass
+_PER_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+
+
+class Session(Protocol):
+    """What the decoder needs of a model.
+
+    Attributes:
+        head: the model's head; hidden states are what it takes.
+        slots: how many slots a row has; the next token's slot is ``slots``.
+    """
+
+    head: Head
+    slots: int
+
+    def prefill(self, batch: Batch) -> torch.Tensor:
+        """Reads R left-padded prompts; returns [R, d], the hidden states of the last tokens.
+
+        Those tokens' slot is ``slots - 1``.
+        """
+        ...
+
+    def extend(self, token: Long, parent: Long) -> torch.Tensor:
+        """Appends Q tokens a row, at slots ``slots`` and on; returns [R, Q, d].
+
+        Args:
+            token: int64[R, Q].
+            parent: int64[R, Q], the slot that each token follows: the prompt's last or a later
+                one, of this call too if it is to the left; NOWHERE for padding, which leaves no
+                trace.
+        """
+        ...
+
+    def reorder(self, rows: Long) -> None:
+        """Makes row ``rows[i]`` the new row i; rows may repeat and may be left out."""
+        ...
+
+
+class TokenTrees:
+    """Which slots each slot of each row sees, and how many tokens come before it on its path.
+
+    Attributes:
+        slots: how many slots a row has.
+    """
+
+    def __init__(self, prompt_mask: Bool) -> None:
+        """Takes bool[R, T], which slots of the prompts hold a token."""
+        rows, self.slots = prompt_mask.shape
+        self._first = self.slots - 1  # the slot of the prompts' last tokens: parents begin here
+        self._sees = np.zeros((rows, 1 + _ROOM, self.slots + _ROOM), bool)
+        self._sees[:, 0, : self.slots] = prompt_mask
+        self._depth = np.zeros((rows, self.slots + _ROOM), np.int64)
+        self._depth[:, : self.slots] = prompt_mask.cumsum(axis=1) - 1
+
+    def append(self, parent: Long) -> Bool:
+        """Adds Q slots a row; returns bool[R, Q, slots], what each sees, itself included."""
+        rows, wide = parent.shape
+        self._grow(wide)
+        at = self.slots - self._first
+        everyone = np.arange(rows)
+        for q in range(wide):
+            real = parent[:, q] != NOWHERE
+            above = np.where(real, parent[:, q], self._first)
+            sees = self._sees[everyone, above - self._first] & real[:, None]
+            sees[:, self.slots + q] = True
+            self._sees[:, at + q] = sees
+            self._depth[:, self.slots + q] = (self._depth[everyone, above] + 1) * real
+        self.slots += wide
+        return self._sees[:, at : at + wide, : self.slots]
+
+    def depth(self) -> Long:
+        """int64[R, slots]; 0 for padding."""
+        return self._depth[:, : self.slots]
+
+    def reorder(self, rows: Long) -> None:
+        """See Session."""
+        self._sees, self._depth = self._sees[rows], self._depth[rows]
+
+    def _grow(self, wide: int) -> None:
+        rows, parents, slots = self._sees.shape
+        lacking = self.slots + wide - slots
+        if lacking <= 0:
+            return
+        more = max(lacking, _ROOM, parents // 2)
+        sees = np.zeros((rows, parents + more, slots + more), bool)
+        sees[:, :parents, :slots] = self._sees
+        depth = np.zeros((rows, slots + more), np.int64)
+        depth[:, :slots] = self._depth
+        self._sees, self._depth = sees, depth
 
 
 class TorchSession:
-    """One batch in flight: the KV cache, which of its positions count, and where each row is."""
+    """One batch in flight on a causal or image-text model of transformers."""
 
-    def __init__(self, mllm: Mllm) -> None:
-        self._model = mllm.model
-        text = mllm.model.config.get_text_config()
-        self._soft_cap: float | None = getattr(text, "final_logit_softcapping", None)
+    def __init__(self, model: Any, head: Head) -> None:
+        """Takes a model whose attention is "sdpa" or "eager", and ``Head.of(model)``."""
+        self.head = head
+        self.slots = 0
+        self._body = model.base_model
+        self._config = model.config
+        text = model.config.get_text_config()
+        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        self._window: int | None = text.sliding_window if slides else None
 
     def prefill(self, batch: Batch) -> torch.Tensor:
-        """Reads left-padded prompts; returns float32[R, d], hidden states of the last tokens."""
-        self._mask = batch["attention_mask"]
-        self._position = self._mask.sum(dim=1)
-        out = self._model.model(
-            **batch,
-            position_ids=(self._mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=True,
-        )
-        self._cache = out.past_key_values
-        return self._hidden(out)
-
-    def extend(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Appends one token a row; returns float32[R, d].
-
-        Args:
-            tokens: int64[R].
-            real: bool[R]; a row that is not real only waits: its token leaves no trace.
-        """
-        self._mask = torch.cat([self._mask, real[:, None].to(self._mask.dtype)], dim=1)
-        out = self._model.model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask,
-            position_ids=self._position[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._position = self._position + real
-        return self._hidden(out)
-
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Makes row ``rows[i]`` the new row i; rows may repeat and may be left out."""
-        self._cache.reorder_cache(rows)
-        self._mask, self._position = self._mask[rows], self._position[rows]
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32[R, V]: the head over the whole vocabulary."""
-        scores: torch.Tensor = self._model.lm_head(hidden).float()
-        if self._soft_cap:
-            scores = torch.tanh(scores / self._soft_cap) * self._soft_cap
-        return scores
-
-    @staticmethod
-    def _hidden(out: Any) -> torch.Tensor:
-        last: torch.Tensor = out.last_hidden_state[:, -1]
+        """See Session. What all prompts begin with is read once."""
+        # Every layer keeps all slots: a sliding window is in the mask.
+        self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
+        mask = batch["attention_mask"].bool()
+        position = self._positions(batch)
+        # Where images stand, positions are not counts of tokens.
+        after = position.masked_fill(~mask, -1).amax(dim=-1).reshape(-1, len(mask)).amax(dim=0) + 1
+        self._shift = (after - mask.sum(dim=1))[:, None]
+        shared = self._shared_tokens(batch["input_ids"], mask)
+        if shared:
+            mask = torch.cat([mask.new_ones(len(mask), shared), _rest(mask, shared)], dim=1)
+        self._trees = TokenTrees(mask.cpu().numpy())
+        self.slots = self._trees.slots
+        if not shared:
+            out = self._run(batch | {"position_ids": position})
+        else:
+            row = batch["input_ids"][0, batch["attention_mask"][0].bool()]
+            once = torch.arange(shared, device=mask.device)[None]
+            self._run({"input_ids": row[None, :shared], "position_ids": once})
+            self._cache.reorder_cache(torch.zeros(len(mask), dtype=torch.long, device=mask.device))
+            sees = self._prompt_sees(batch, mask, shared)
+            rest = {k: v for k, v in batch.items() if k not in _PER_TOKEN}
+            rest["input_ids"] = batch["input_ids"][:, shared:]
+            rest["position_ids"] = position[..., shared:]
+            out = self._run(rest | {"attention_mask": self._masks(sees)})
+        last: torch.Tensor = out[:, -1]
         return last
+
+    def extend(self, token: Long, parent: Long) -> torch.Tensor:
+        """See Session."""
+        sees = self._trees.append(parent)
+        self.slots = self._trees.slots
+        device = self.head.weight.device
+        depth = torch.from_numpy(self._trees.depth()[:, -token.shape[1] :]).to(device)
+        return self._run(
+            {
+                "input_ids": torch.from_numpy(token).to(device),
+                "attention_mask": self._masks(sees),
+                "position_ids": depth + self._shift,
+            }
+        )
+
+    def reorder(self, rows: Long) -> None:
+        """See Session."""
+        self._trees.reorder(rows)
+        at = torch.from_numpy(rows).to(self.head.weight.device)
+        self._cache.reorder_cache(at)
+        self._shift = self._shift[at]
+
+    def _run(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        hidden: torch.Tensor = self._body(
+            **inputs, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state
+        return hidden
+
+    def _positions(self, batch: Batch) -> torch.Tensor:
+        """int64[R, T], or [3, R, T] where the architecture lays images out in three dimensions."""
+        if any(name.endswith("_grid_thw") for name in batch):
+            wanted = signature(self._body.get_rope_index).parameters
+            found: torch.Tensor = self._body.get_rope_index(
+                **{name: value for name, value in batch.items() if name in wanted}
+            )[0]
+            return found
+        return (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+
+    def _shared_tokens(self, ids: torch.Tensor, mask: torch.Tensor) -> int:
+        """How many first tokens all prompts have in common, before any image; 0 if few."""
+        if len(ids) == 1 or self._config.model_type not in _CAUSAL_PROMPTS:
+            return 0
+        image = getattr(self._config, "image_token_id", None)
+        rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+        shared = 0
+        for tokens in zip(*(row[:-1] for row in rows), strict=False):
+            if len(set(tokens)) > 1 or tokens[0] == image:
+                break
+            shared += 1
+        return shared if shared * (len(rows) - 1) >= _WORTH_SHARING else 0
+
+    def _prompt_sees(self, batch: Batch, mask: torch.Tensor, shared: int) -> Bool:
+        """bool[R, Q, T]: what each prompt token after the shared ones sees."""
+        order = self._trees.depth()
+        real = mask.cpu().numpy()
+        sees: Bool = order[:, None, :] <= order[:, shared:, None]
+        if "token_type_ids" in batch:  # Gemma 3: the tokens of an image see each other
+            image = (batch["token_type_ids"] == 1).cpu().numpy() & real
+            image[:, :shared] = False
+            opens = image & ~np.pad(image, ((0, 0), (1, 0)))[:, :-1]
+            block = np.where(image, opens.cumsum(axis=1), 0)
+            sees |= (block[:, shared:, None] == block[:, None, :]) & image[:, shared:, None]
+        sees &= real[:, None, :]
+        itself = np.arange(sees.shape[1])
+        sees[:, itself, shared + itself] = True
+        return sees
+
+    def _masks(self, sees: Bool) -> torch.Tensor | dict[str, torch.Tensor]:
+        if self._window is None:
+            return self._additive(sees)
+        depth = self._trees.depth()
+        near = depth[:, -sees.shape[1] :, None] - depth[:, None, :] < self._window
+        return {
+            "full_attention": self._additive(sees),
+            "sliding_attention": self._additive(sees & near),
+        }
+
+    def _additive(self, sees: Bool) -> torch.Tensor:
+        """[R, 1, Q, K]: 0 where a token sees a slot, the lowest number where it does not."""
+        weight = self.head.weight
+        mask = torch.zeros(sees.shape, dtype=weight.dtype)
+        mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(weight.dtype).min)
+        return mask[:, None].to(weight.device)
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values in a buffer with room, so that a new token copies none of the earlier."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
+            self._room: list[torch.Tensor] = []
+        used = self.keys.shape[-2]
+        total = used + key_states.shape[-2]
+        if not self._room or self._room[0].shape[-2] < total:
+            self._room = [_with_room(t, total) for t in (self.keys, self.values)]
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[..., used:total, :] = new
+        self.keys, self.values = (room[..., :total, :] for room in self._room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._room = []
+
+
+def _rest(mask: torch.Tensor, shared: int) -> torch.Tensor:
+    """bool[R, T - shared]: the real tokens of left-padded prompts that are not shared."""
+    return (mask & (mask.cumsum(dim=1) > shared))[:, shared:]
+
+
+def _with_room(states: torch.Tensor, total: int) -> torch.Tensor:
+    room = states.new_empty(*states.shape[:-2], total + max(_ROOM, total // 4), states.shape[-1])
+    room[..., : states.shape[-2], :] = states
+    return room
