@@ -21,6 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Seconds = dict[str, float]  # by stage
+
 _LINE_EVERY_S = 15.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -80,3 +82,12 @@ def progress(what: str, total: int) -> Iterator[Tick]:
             last = now
 
     yield on_lines
+
+
+@contextmanager
+def timed(seconds: Seconds | None, stage: str) -> Iterator[None]:
+    """Adds the wall-clock seconds of a block to its stage's."""
+    began = time.perf_counter()
+    yield
+    if seconds is not None:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

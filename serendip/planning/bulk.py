@@ -25,7 +25,7 @@ from serendip.curation.curate import current_pairs, read_pairs
 from serendip.planning.plan_store import FILE, decode_plan, encode_plan, write_plans
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, load_content
-from serendip.progress import progress
+from serendip.progress import progress, timed
 from serendip.tree.cluster_tree import ClusterTree
 
 # plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
@@ -85,13 +85,14 @@ def plan_items(
     style = STYLES[planner.config.style]
     contents: list[Content | None] = []
     reasons: list[str] = []
-    for item in items:
-        try:
-            contents.append(load_content(item, style, planner.config.frames))
-            reasons.append("")
-        except MediaError as e:
-            contents.append(None)
-            reasons.append(str(e))
+    with timed(planner.seconds, "media"):
+        for item in items:
+            try:
+                contents.append(load_content(item, style, planner.config.frames))
+                reasons.append("")
+            except MediaError as e:
+                contents.append(None)
+                reasons.append(str(e))
     good = [i for i, c in enumerate(contents) if c is not None]
     plans: dict[int, Plan] = {}
     size = planner.search.batch_size
@@ -200,6 +201,7 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
             "quarantined": len(quarantined),
             "items_per_s": round(rate, 2),
             "seconds": round(time.monotonic() - started, 1),
+            "seconds_by_stage": {k: round(v, 2) for k, v in planner.seconds.items()},
             "speed_up_over_full_run": round(len(corpus) / max(len(stale), 1), 2),
         }
     return artifacts.open("plans", draft.version)

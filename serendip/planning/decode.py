@@ -7,7 +7,6 @@ have no free text at all. Knows no tokenizer: token IDs in, ranks of description
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from serendip.planning.mllm import Batch
 from serendip.planning.search import Outcome, Search, TrieHead, search
 from serendip.planning.session import NOWHERE, Session
 from serendip.planning.views import View
+from serendip.progress import Seconds, timed
 
 Long = npt.NDArray[np.int64]
 
@@ -34,15 +34,6 @@ class Decoded:
 
     reasoning: list[int]
     answer: Outcome
-
-
-@dataclass
-class Seconds:
-    """Where the time of decoding went, summed over calls."""
-
-    prefill: float = 0.0
-    reasoning: float = 0.0
-    answer: float = 0.0
 
 
 @torch.inference_mode()
@@ -78,21 +69,15 @@ def decode(
         max_reasoning: the bound of the free text, of all rows or a row each. A row with 0 opens
             its answer at once; one with None has it opened by its prompt.
         seeds: B seeds, for sampling.
-        seconds: what the stages took is added here.
+        seconds: what "prefill", "reasoning" and "answer" took is added here.
     """
-    clock = [time.perf_counter()]
-    hidden = session.prefill(batch)
-    clock.append(time.perf_counter())
     bounds = [max_reasoning] * len(views) if isinstance(max_reasoning, int) else max_reasoning
-    texts, hidden, tips = _write_until(session, hidden, tuple(opening), ends, bounds)
-    clock.append(time.perf_counter())
-    outcomes = search(session, hidden, tips, trie_head, views, how, seeds)
-    clock.append(time.perf_counter())
-    if seconds is not None:
-        prefill, reasoning, answer = np.diff(clock).tolist()
-        seconds.prefill += prefill
-        seconds.reasoning += reasoning
-        seconds.answer += answer
+    with timed(seconds, "prefill"):
+        hidden = session.prefill(batch)
+    with timed(seconds, "reasoning"):
+        texts, hidden, tips = _write_until(session, hidden, tuple(opening), ends, bounds)
+    with timed(seconds, "answer"):
+        outcomes = search(session, hidden, tips, trie_head, views, how, seeds)
     return [Decoded(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)]
 
 

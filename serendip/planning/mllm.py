@@ -190,8 +190,8 @@ def _open_processor(checkpoint: str, config: Any) -> Any:
     parts = [] if kind is None else kind.get_attributes()
     if is_torchvision_available() or "video_processor" not in parts:
         return AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    parts = [part for part in parts if part != "video_processor"]
-    images_only: Any = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: parts)})
+    kept = classmethod(lambda _: [part for part in parts if part != "video_processor"])
+    images_only: Any = type(kind.__name__, (kind,), {"get_attributes": kept})
     return images_only.from_pretrained(checkpoint, trust_remote_code=False)
 
 

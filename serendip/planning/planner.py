@@ -13,7 +13,7 @@ from functools import cached_property
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import CorruptArtifact, Plan, PlannedCluster
-from serendip.planning.decode import Seconds, decode, write
+from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
@@ -21,6 +21,7 @@ from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import TorchSession
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
+from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
 
 
@@ -31,7 +32,7 @@ class Planner:
     Attributes:
         config: the prompt's settings; what the checkpoint was trained with.
         search: beams and bounds of the decoding.
-        seconds: what the stages of ``plan`` have taken so far.
+        seconds: what each stage of planning has taken so far.
         level, level_gap: what makes a cluster serendipitous.
     """
 
@@ -43,7 +44,7 @@ class Planner:
     config: PlannerConfig
     search: PlansConfig
     version: str
-    seconds: Seconds = field(default_factory=Seconds)
+    seconds: Seconds = field(default_factory=dict)
 
     @classmethod
     def open(cls, artifact: Artifact, nodes: Nodes, search: PlansConfig) -> Planner:
@@ -123,9 +124,11 @@ class Planner:
             InvalidRequest: a prompt cannot be built.
         """
         ids = item_ids or [""] * len(contents)
+        with timed(self.seconds, "encode"):
+            batch = self._encode(contents)
         decoded = decode(
             self._session(),
-            self._encode(contents),
+            batch,
             self._trie_head,
             views or [self.view(own) for own in own_nodes],
             Search(k=self.search.clusters, beams=self.search.beams),

@@ -1,0 +1,1 @@
+"""What the benches compare this project with."""

@@ -1,0 +1,72 @@
+"""The peers' own environment, and running one of them in a process of its own.
+
+    .venv/bin/python benchmarks/peers/environment.py
+
+makes .venv-peers, which sees the project's own environment behind its own packages, so that
+torch is not installed twice. A peer that panics or takes too long is a row of a table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".venv-peers"
+PYTHON = FOLDER / "bin" / "python"
+
+# Without their dependencies: what they need is in the project's environment, or listed here.
+PACKAGES = (
+    "xgrammar==0.2.8",
+    "apache-tvm-ffi==0.1.15.post2",
+    "llguidance==1.9.1",
+    "outlines-core==0.2.14",
+)
+
+
+def make() -> None:
+    """Makes the environment, unless it stands with these very packages."""
+    stamp = FOLDER / "packages"
+    wanted = "\n".join(PACKAGES)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"setting up {FOLDER.name} (once)", file=sys.stderr)
+    venv.create(FOLDER, with_pip=True)
+    own = next(FOLDER.glob("lib/python*/site-packages"))
+    (own / "project.pth").write_text("\n".join(site.getsitepackages()))
+    install = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "--no-deps", *PACKAGES], check=True, stdout=sys.stderr)
+    stamp.write_text(wanted)
+
+
+def run(module: str, *arguments: object, limit_s: float) -> dict[str, Any]:
+    """The JSON object that a module of this folder prints last, or {"failed": how}."""
+    make()
+    command = [str(PYTHON), "-m", f"peers.{module}", *map(str, arguments)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
+    }
+    try:
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"over {limit_s:.0f} s"}
+    if ended.returncode:
+        said = [line for line in ended.stderr.splitlines() if line.strip()]
+        how = "panics" if "panic" in ended.stderr.lower() else f"fails ({ended.returncode})"
+        return {"failed": how, "said": said[-1][:200] if said else ""}
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    make()
