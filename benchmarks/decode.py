@@ -35,6 +35,7 @@ from rich.table import Table
 from timing import shown
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from serendip.planning import session as session_module
 from serendip.planning.decode import decode
 from serendip.planning.head import Head
 from serendip.planning.search import Search, TrieHead, search
@@ -327,6 +328,32 @@ def sharing(quick: bool, repetitions: int) -> tuple[Table, dict[str, float]]:
     return table, figures
 
 
+def prefix(quick: bool, repetitions: int) -> tuple[Table, dict[str, float]]:
+    """Reading 32 prompts of 96 tokens of which all have the first ones in common."""
+    model = build_model(PIECES, quick=quick)
+    head = Head.of(model)
+    table = Table("prefill of 32 prompts, 96 tokens", "each, ms", "beginning once, ms", "ratio")
+    figures = {}
+    for common in (16, 48, 80):
+        ids = torch.from_numpy(np.random.default_rng(0).integers(4, PIECES, (32, 96)))
+        ids[:, :common] = ids[0, :common]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        times: dict[str, list[float]] = {"each": [], "once": []}
+        for _ in range(repetitions + 1):
+            for name, least in (("each", 10**9), ("once", 1)):
+                session_module._WORTH_SHARING = least
+                session = TorchSession(model, head)
+                began = time.process_time()
+                with torch.inference_mode():
+                    session.prefill(batch)
+                times[name].append(time.process_time() - began)
+        each, once = (np.array(times[n][1:]) for n in ("each", "once"))
+        ratio = float(np.median(each) / np.median(once))
+        figures[f"common_{common}"] = ratio
+        table.add_row(f"{common} in common", shown(each, 1e-3), shown(once, 1e-3), f"{ratio:.2f}x")
+    return table, figures
+
+
 def a_million(repetitions: int) -> tuple[Table, dict[str, float]]:
     """A million descriptions from token lists to answers, in a process of its own size."""
     tokens = token_lists("words", 1_000_000)
@@ -374,6 +401,10 @@ def main() -> None:
     console.print(head_costs(quick, repetitions))
     table, shared = sharing(quick, repetitions)
     console.print(table)
+    worth = session_module._WORTH_SHARING
+    table, prefixes = prefix(quick, repetitions)
+    session_module._WORTH_SHARING = worth
+    console.print(table)
     tables, figures = answers(quick, repetitions)
     console.print(*tables)
     if "hf_generate" in figures:
@@ -412,6 +443,7 @@ def main() -> None:
                     "passes": counted,
                     "million": million,
                     "tree_vs_rows": shared,
+                    "shared_prefix": prefixes,
                     "answers": figures,
                 },
                 "ratios": ratios,

@@ -40,7 +40,7 @@ def make() -> None:
     venv.create(FOLDER, with_pip=True)
     own = next(FOLDER.glob("lib/python*/site-packages"))
     (own / "project.pth").write_text("\n".join(site.getsitepackages()))
-    install = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "--no-deps", *PACKAGES], check=True, stdout=sys.stderr)
     stamp.write_text(wanted)
 
@@ -61,9 +61,9 @@ def run(module: str, *arguments: object, limit_s: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"failed": f"over {limit_s:.0f} s"}
     if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()]
-        how = "panics" if "panic" in ended.stderr.lower() else f"fails ({ended.returncode})"
-        return {"failed": how, "said": said[-1][:200] if said else ""}
+        lines = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
+        panics = [line for line in lines if "panic" in line]
+        return {"failed": "panics" if panics else "fails", "said": (panics or lines)[-1][:200]}
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
 

@@ -78,7 +78,7 @@ def measure_step(n: int, repetitions: int, sizes: list[int]) -> dict[str, Any]:
     """xgrammar's mask of R rows, filled and applied, and our expansion of the same rows."""
     keep_memory()
     lists = descriptions.token_lists("words", n)
-    trie = DescriptionTrie.build(lists, np.arange(n), END)
+    trie = DescriptionTrie.build(lists, np.arange(n, dtype=np.int32), END)
     compiled = _xgrammar_grammar(descriptions.texts("words", n), _xgrammar_tokenizer())
     found: dict[str, Any] = {}
     for rows in sizes:

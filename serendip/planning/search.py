@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,8 @@ _ENTRY = np.dtype(
 
 # Rows of a session are given up when this share of them or less is still searched.
 _WORTH_KEEPING = 0.75
+# Tokens up to which a pass costs what it takes to stream the model's weights, about.
+_ROOM_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,18 @@ def search(
     return rows.outcomes()
 
 
+class _Read(NamedTuple):
+    """The run of an edge after the model has read it.
+
+    Attributes:
+        hidden: [n, d], after each of its tokens (but a description's last).
+        slot: of the last one read.
+    """
+
+    hidden: torch.Tensor
+    slot: int
+
+
 class _Rows:
     """The prompts of one search: a pool of entries each, and the session that they share."""
 
@@ -197,6 +211,7 @@ class _Rows:
         self._bounded = how.method in ("greedy", "beam")
         self._width = 1 if how.method == "greedy" else how.beams
         self._pools = [np.empty(0, _ENTRY) for _ in views]
+        self._read: list[dict[int, _Read]] = [{} for _ in views]  # by the edge's state
         self._opened = np.zeros(len(views), np.int64)
         self._given_up = np.full(len(views), -np.inf)  # the highest priority that was
         self._row_of = np.arange(len(views))  # the session's row of each prompt
@@ -210,23 +225,27 @@ class _Rows:
         norm = _log_sum_exp(z)
         mass = self._mass(norm, hidden)
         children = self._trie.children(START)
-        state = np.arange(children.start, children.stop)
         lo, hi = self._trie.lo[children], self._trie.hi[children]
         # No more can ever be taken from a pool.
         most = self._width if self._bounded else self._how.most_opened + self._how.k
         for prompt, view in enumerate(self._views):
+            at = np.arange(len(lo))
+            if not self._sampling:
+                if not view.is_whole:
+                    at = np.flatnonzero(view.live_children(lo, hi))
+                if len(at) > most:
+                    by = np.argpartition(-z[prompt, at], most)
+                    highest = z[prompt, at[by[most]]] - norm[prompt] + mass[prompt]
+                    self._given_up[prompt] = highest
+                    at = np.sort(at[by[:most]])
             root = np.zeros(1, _ENTRY)
             root["slot"] = tips[prompt]
             edges = self._edges(
-                root, np.zeros(len(state), np.int64), state, z[prompt],
+                root, np.zeros(len(at), np.int64), children.start + at, z[prompt, at],
                 norm[prompt : prompt + 1], mass[prompt : prompt + 1], [prompt],
             )  # fmt: skip
-            if not view.is_whole:
+            if self._sampling and not view.is_whole:
                 edges = edges[view.live_children(lo, hi)]
-            if len(edges) > most:
-                best = np.argpartition(-edges["priority"], most)
-                self._give_up(prompt, edges[best[most:]])
-                edges = edges[np.sort(best[:most])]
             self._pools[prompt] = edges
 
     def choose(self) -> bool:
@@ -257,33 +276,25 @@ class _Rows:
         return len(self._chosen) > 0
 
     def push(self) -> None:
-        """Runs the chosen edges through the model, one pass, and opens the states they end in."""
-        self._drop_rows()
+        """Opens the states that the chosen edges lead to, after one pass for what was not read."""
+        self._read_runs()
         runs = self._trie.runs(self._chosen["state"], whole=self._full)
         terminal = self._trie.degree(runs.end) == 0
-        # Nothing follows the last token of a description: it is scored and not pushed.
-        pushed = runs.length - terminal
-        row = self._row_of[self._owner]
-        first = _first_columns(row, pushed)
-        token = np.zeros((self._rows, int((first + pushed).max())), np.int64)
-        parent = np.full(token.shape, NOWHERE, np.int64)
-        base = self._session.slots
-        for j in range(int(pushed.max())):
-            on = np.flatnonzero(j < pushed)
-            at = first[on] + j
-            token[row[on], at] = runs.token[on, j]
-            parent[row[on], at] = base + at - 1 if j else self._chosen["slot"][on]
-        hidden = self._session.extend(token, parent)
+        read = [
+            self._read[prompt].pop(state)
+            for prompt, state in zip(
+                self._owner.tolist(), self._chosen["state"].tolist(), strict=True
+            )
+        ]
         if self._full:
-            self._score_forced(hidden, row, first, runs)
-        last = first + pushed - 1
+            self._score_forced(read, runs)
         self._chosen["state"] = runs.end
-        self._chosen["slot"] = base + last
+        self._chosen["slot"] = [r.slot for r in read]
         self._chosen["done"] = terminal
         self._into_pools(self._chosen[terminal], self._owner[terminal])
         on = np.flatnonzero(~terminal)
         if len(on):
-            self._expand(hidden[torch.from_numpy(row[on]), torch.from_numpy(last[on])], on)
+            self._expand(torch.stack([read[i].hidden[-1] for i in on]), on)
 
     def outcomes(self) -> list[Outcome]:
         """What is complete in each pool."""
@@ -303,6 +314,79 @@ class _Rows:
             exact=given_up <= (-np.inf if lacking else best["priority"][-1]),
             opened=opened,
         )
+
+    def _read_runs(self) -> None:
+        """One pass over the runs of the chosen edges, those that were read ahead left out.
+
+        A pass of a few tokens costs as much as one of a single token, so room that is left goes to
+        edges further down, which then need no pass of their own.
+        """
+        new = [
+            i
+            for i, (prompt, state) in enumerate(
+                zip(self._owner.tolist(), self._chosen["state"].tolist(), strict=True)
+            )
+            if state not in self._read[prompt]
+        ]
+        if not new:
+            return
+        self._drop_rows()
+        chosen = self._chosen[new]
+        owner, state, above = self._look_ahead(self._owner[new], chosen["state"].copy())
+        runs = self._trie.runs(state, whole=self._full)
+        # Nothing follows the last token of a description: it is scored and not pushed.
+        pushed = runs.length - (self._trie.degree(runs.end) == 0)
+        row = self._row_of[owner]
+        first = _first_columns(row, pushed)
+        base = self._session.slots
+        slot = base + first + pushed - 1
+        parent_of = slot[above]
+        parent_of[: len(new)] = chosen["slot"]
+        token = np.zeros((self._rows, int((first + pushed).max())), np.int64)
+        parent = np.full(token.shape, NOWHERE, np.int64)
+        for j in range(int(pushed.max())):
+            on = np.flatnonzero(j < pushed)
+            at = first[on] + j
+            token[row[on], at] = runs.token[on, j]
+            parent[row[on], at] = base + at - 1 if j else parent_of[on]
+        hidden = self._session.extend(token, parent)
+        for i, prompt in enumerate(owner.tolist()):
+            mine = hidden[int(row[i]), int(first[i]) : int(first[i] + pushed[i])]
+            self._read[prompt][int(state[i])] = _Read(mine, int(slot[i]))
+
+    def _look_ahead(self, owner: Long, state: Long) -> tuple[Long, Long, Long]:
+        """Appends edges below the given ones, level by level, while a pass has room for them.
+
+        Returns:
+            owner, state: of all edges.
+            above: int64, the one that each edge follows, -1 for those given.
+        """
+        owners, states, above = owner.tolist(), state.tolist(), [-1] * len(state)
+        runs = self._trie.runs(state, whole=self._full)
+        ends = runs.end.tolist()
+        asked = self._rows * int(np.bincount(owner, runs.length).max())
+        # One token alone is a product with a vector, which is cheaper still.
+        room = _ROOM_AHEAD - asked if asked > 1 else 0
+        at = 0
+        while at < len(states) and room > 0:
+            below = self._trie.children(ends[at])
+            lo, hi = self._trie.lo[below], self._trie.hi[below]
+            asks = self._views[owners[at]].live_children(lo, hi) if len(lo) else np.zeros(0, bool)
+            if self._full:
+                asks &= self._trie.token[below] != self._trie.end_token
+            else:
+                asks &= hi - lo > 1
+            children = below.start + np.flatnonzero(asks)
+            runs = self._trie.runs(children, whole=self._full)
+            tokens = self._rows * int(runs.length.sum())
+            if tokens <= room:
+                room -= tokens
+                owners += [owners[at]] * len(children)
+                states += children.tolist()
+                above += [at] * len(children)
+                ends += runs.end.tolist()
+            at += 1
+        return np.array(owners), np.array(states), np.array(above)
 
     def _expand(self, hidden: torch.Tensor, at: Long) -> None:
         """Adds the live edges of the chosen entries ``at``, whose hidden states are [H, d]."""
@@ -360,14 +444,14 @@ class _Rows:
             v = above["priority"] - gumbel + np.log1p(-np.exp(gumbel - gumbel.max()))
         edges["priority"] = above["priority"] - np.maximum(0, v) - np.log1p(np.exp(-np.abs(v)))
 
-    def _score_forced(self, hidden: torch.Tensor, row: Long, first: Long, runs: Runs) -> None:
+    def _score_forced(self, read: list[_Read], runs: Runs) -> None:
         """Adds the full scores of the tokens that are forced after each chosen edge's own."""
         entry, j = np.nonzero(np.arange(1, runs.token.shape[1]) < runs.length[:, None])
         if not len(entry):
             return
-        states = hidden[torch.from_numpy(row[entry]), torch.from_numpy(first[entry] + j)]
+        states = torch.stack([read[e].hidden[at] for e, at in zip(entry, j, strict=True)])
         z = self._head.head.edges(states, np.arange(len(entry)), runs.token[entry, j + 1])
-        step = np.bincount(entry, z - self._head.head.log_norm(states), len(row))
+        step = np.bincount(entry, z - self._head.head.log_norm(states), len(read))
         self._chosen["score"] += step
         self._chosen["mass"] += step
         if not self._sampling:
@@ -397,9 +481,11 @@ class _Rows:
 
 def _first_columns(row: Long, length: Long) -> Long:
     """int64[E]: the column of each entry's first token, entries side by side in their row."""
-    before = length.cumsum() - length
-    opens = np.diff(row, prepend=-1) != 0
-    result: Long = before - np.maximum.accumulate(np.where(opens, before, 0))
+    by = np.argsort(row, kind="stable")
+    before = length[by].cumsum() - length[by]
+    opens = np.diff(row[by], prepend=-1) != 0
+    result = np.empty_like(before)
+    result[by] = before - np.maximum.accumulate(np.where(opens, before, 0))
     return result
 
 

@@ -158,7 +158,7 @@ class DescriptionTrie:
         degree = self.first_child[states + 1] - first
         last = degree.cumsum()
         row = np.arange(len(degree)).repeat(degree)
-        state = np.arange(last[-1])
+        state = np.arange(len(row))
         state += (first - (last - degree)).repeat(degree)
         return Expansion(row, self.token[state], state)
 
@@ -230,12 +230,13 @@ class DescriptionTrie:
         return np.argsort(self.node_of_rank, kind="stable")
 
     def ranks_of(self, node_ids: Sequence[int] | npt.NDArray[np.integer]) -> Int:
-        """int32[m]: ascending ranks of those of the nodes that the trie has."""
+        """int32[m]: ascending ranks of the descriptions of those of the nodes that the trie has."""
         by = self._ranks_by_node
-        wanted = np.asarray(node_ids, np.int64)
-        at = np.searchsorted(self.node_of_rank, wanted, sorter=by)
-        rank = by[np.minimum(at, len(by) - 1)]
-        return np.unique(rank[self.node_of_rank[rank] == wanted]).astype(np.int32)
+        wanted = np.unique(np.asarray(node_ids, np.int64))
+        first = np.searchsorted(self.node_of_rank, wanted, sorter=by)
+        after = np.searchsorted(self.node_of_rank, wanted, side="right", sorter=by)
+        found = [by[i:j] for i, j in zip(first.tolist(), after.tolist(), strict=True)]
+        return np.sort(np.concatenate([*found, by[:0]])).astype(np.int32)
 
     def describe(self, node_id: int) -> str:
         """The description of a node.
@@ -348,7 +349,8 @@ class DescriptionTrie:
         try:
             about: dict[str, Any] = json.loads((folder / "trie.json").read_text())
             arrays: dict[str, Any] = {
-                name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                # A plain array over the map: a memmap is slow to index.
+                name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
                 for name in _ARRAYS
             }
             trie = cls(**arrays, **about)
