@@ -44,6 +44,7 @@ Node = dict[int, "Node"]
 ROOT = 0
 OURS, EAGER, COMPILED = "ours", "static_like, eager", "static_like, compiled"
 DICT, HF = "dict, nodes kept", "HF processor + dict"
+ALONE = "the trie alone: "
 MICRO = 1e-6
 
 wide = Console(stderr=True, highlight=False, width=190)
@@ -109,6 +110,7 @@ def main() -> None:
     keep_memory()
     steps = measure_steps(plan)
     show_steps(steps)
+    show_alone(steps)
     rows = [r for r in plan.rows if r <= 32]
     masks = environment.run(
         "grammars", "step", plan.masked, plan.repetitions, *rows, limit_s=plan.limit_s["xgrammar"]
@@ -323,7 +325,7 @@ def _one_depth(
         steps[OURS] = [partial(trie_root, tries.ours, log_probs)]
         steps[EAGER] = [partial(static_like.start, log_probs, tries.static.start_mask)]
         if compiled:
-            steps[COMPILED] = [partial(compiled[0], log_probs, tries.static.start_mask)]
+            steps[COMPILED] = [partial(compiled.start, log_probs, tries.static.start_mask)]
     else:
         index, width = tries.static, tries.static.widest[depth]
         ours = [np.array([tries.ours.walk(tokens) for tokens in batch]) for batch in begun]
@@ -332,12 +334,19 @@ def _one_depth(
             for batch in begun
         ]
         steps[OURS] = [partial(trie_step, tries.ours, log_probs, x) for x in ours]
-        ways = {EAGER: static_like.step} | ({COMPILED: compiled[1]} if compiled else {})
+        ways = {EAGER: static_like.step} | ({COMPILED: compiled.step} if compiled else {})
         for name, way in ways.items():
             steps[name] = [
                 partial(way, log_probs, x, index.transitions, index.pointer, width) for x in static
             ]
     _check(tries, {name: calls[0]() for name, calls in steps.items()}, begun[0])
+    if depth != ROOT:
+        alone = {EAGER: static_like.expand} | ({COMPILED: compiled.expand} if compiled else {})
+        steps[ALONE + OURS] = [partial(tries.ours.expand, x) for x in ours]
+        for name, way in alone.items():
+            steps[ALONE + name] = [
+                partial(way, x, index.transitions, index.pointer, width) for x in static
+            ]
     sweeps = {name: partial(_sweep, calls) for name, calls in steps.items()}
     times = interleaved(sweeps, repetitions)
     return {name: times[name] / len(steps[name]) for name in times}
@@ -439,6 +448,22 @@ def show_steps(steps: Steps) -> None:
     wide.print(table)
 
 
+def show_alone(steps: Steps) -> None:
+    """The same without log-probabilities: states in, tokens and next states out."""
+    table = Table("N, V, R", "the trie alone", "depths >= 1, us (range)", "x ours")
+    for (n, vocabulary, rows), depths in steps.items():
+        for way in (OURS, EAGER, COMPILED):
+            times = [t[ALONE + way] for d, t in depths.items() if d != ROOT and ALONE + way in t]
+            if times:
+                table.add_row(
+                    f"{n:,}, {vocabulary:,}, {rows}" if way == OURS else "",
+                    way,
+                    shown(np.sum(times, axis=0), MICRO),
+                    shown(_below(depths, ALONE + way, ALONE + OURS), 1),
+                )
+    wide.print(table)
+
+
 def show_masks(plan: Plan, masks: dict[str, Any]) -> None:
     """xgrammar's mask step beside ours."""
     if "failed" in masks:
@@ -455,11 +480,11 @@ def _at_root(depths: dict[int, dict[str, Times]], way: str) -> Times:
     return depths[ROOT][way] / depths[ROOT][OURS]
 
 
-def _below(depths: dict[int, dict[str, Times]], way: str) -> Times:
+def _below(depths: dict[int, dict[str, Times]], way: str, base: str = OURS) -> Times:
     """The sum over depths, so that each depth is met once, over ours."""
     its, ours = (
         np.sum([times[w] for depth, times in depths.items() if depth != ROOT], axis=0)
-        for w in (way, OURS)
+        for w in (way, base)
     )
     ratio: Times = its / ours
     return ratio
@@ -510,6 +535,12 @@ def summarise(
         ratios[f"step_vs_static_like_root_R{rows}"] = root
         ratios[f"step_vs_static_compiled_R{rows}"] = least(rows, (COMPILED,), _below)
         ratios[f"step_vs_static_compiled_root_R{rows}"] = least(rows, (COMPILED,), _at_root)
+        ratios[f"trie_alone_vs_static_like_R{rows}"] = min(
+            float(np.median(_below(depths, ALONE + way, ALONE + OURS)))
+            for (_, _, r), depths in steps.items()
+            for way in static
+            if r == rows and ALONE + way in depths[1]
+        )
         ratios[f"step_vs_hf_dict_R{rows}"] = least(rows, (HF,), _below)
         ratios[f"step_vs_dict_nodes_R{rows}"] = least(rows, (DICT,), _below)
         if rows == 1 and below is not None and root is not None:

@@ -112,27 +112,40 @@ def step(
     Returns:
         log-probabilities [R, width], -inf where there is no candidate; tokens and next states.
     """
+    token, following, valid = expand(states, transitions, pointer, width)
+    scores = log_probs.gather(1, token.long())
+    return torch.where(valid, scores, float("-inf")), token, following
+
+
+def expand(
+    states: torch.Tensor, transitions: torch.Tensor, pointer: torch.Tensor, width: int
+) -> Candidates:
+    """Tokens and next states [R, width], and which of them are real: the constraint alone."""
     first = pointer[states]
     count = pointer[states + 1] - first
     offset = torch.arange(width)
     at = (first[:, None] + offset).clamp(max=len(transitions) - 1)
     found = transitions[at]
-    token, following = found[..., 0], found[..., 1]
-    valid = offset < count[:, None]
-    scores = log_probs.gather(1, token.long())
-    return torch.where(valid, scores, float("-inf")), token, following
+    return found[..., 0], found[..., 1], offset < count[:, None]
 
 
-def compiled() -> tuple[Callable[..., torch.Tensor], Callable[..., Candidates]] | None:
-    """``start`` and ``step`` as torch.compile makes them for fixed shapes; None without a C++
-    compiler.
-    """
+@dataclass(frozen=True)
+class Compiled:
+    """The three functions as torch.compile makes them for fixed shapes."""
+
+    start: Callable[..., torch.Tensor]
+    step: Callable[..., Candidates]
+    expand: Callable[..., Candidates]
+
+
+def compiled() -> Compiled | None:
+    """None where there is no C++ compiler."""
     if not shutil.which("g++") and not shutil.which("clang++"):
         return None
     # One graph a shape: more of them than the default allows.
     torch._dynamo.config.cache_size_limit = 512
     torch._dynamo.config.accumulated_cache_size_limit = 4096
-    return torch.compile(start, dynamic=False), torch.compile(step, dynamic=False)
+    return Compiled(*(torch.compile(f, dynamic=False) for f in (start, step, expand)))
 
 
 def state_after(index: StaticIndex, tokens: npt.NDArray[np.integer]) -> int:
