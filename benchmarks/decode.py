@@ -219,6 +219,7 @@ def answers(quick: bool, repetitions: int) -> tuple[list[Table], dict[str, Any]]
             }
             f = figures[key]
             name = key.replace("_", ", ")
+            console.print(f"answers: {name} done")
             answered.add_row(
                 name,
                 *(shown(s[n], 1e-3) for n in ("full_head", "beam")),

@@ -63,8 +63,8 @@ def decode(
     Args:
         batch: B left-padded prompts.
         views: B views, one a row.
-        opening: tokens that open the answer span. They are forced after ``max_reasoning``
-            tokens, or where the model ends its turn without them.
+        opening: tokens that open the answer span. What a row lacks of them is forced after
+            ``max_reasoning`` tokens, or where the model ends its turn without them.
         ends: tokens that end a turn.
         max_reasoning: the bound of the free text, of all rows or a row each. A row with 0 opens
             its answer at once; one with None has it opened by its prompt.
@@ -109,7 +109,9 @@ def _write_until(
             text = texts[row]
             if token in ends or len(text) >= (bounds[row] or 0):
                 if opening:
-                    chunks[row] = opening
+                    begun = _begun(text, opening)
+                    chunks[row] = opening[begun:]
+                    del text[len(text) - begun :]
                 continue
             chunks[row] = (token,)
             text.append(token)
@@ -121,6 +123,11 @@ def _write_until(
             _push(session, chunks, final, tips)
         writing = going
     return texts, final, tips
+
+
+def _begun(text: Sequence[int], opening: tuple[int, ...]) -> int:
+    """How many of the opening's first tokens end a text that has not opened its answer."""
+    return max(n for n in range(len(opening)) if tuple(text[len(text) - n :]) == opening[:n])
 
 
 def _push(

@@ -61,7 +61,7 @@ class Mllm:
             processor = _open_processor(str(checkpoint), model.config)
         except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
             raise CorruptArtifact(
-                f"no image-text checkpoint ({str(e).splitlines()[0]})",
+                f"no image-text checkpoint ({(str(e).splitlines() or [type(e).__name__])[0]})",
                 field="planner.checkpoint",
                 value=str(checkpoint),
                 remedy="Name a folder with config, processor and safetensors.",
@@ -144,7 +144,8 @@ class Mllm:
     def _special(self) -> re.Pattern[str]:
         added = self.tokenizer.added_tokens_decoder.values()
         tokens = {t.content for t in added if t.special and t.content.strip()}
-        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+        # (?!) matches nothing: a tokenizer may have no special token.
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
     def encode(self, prompts: Sequence[Prompt]) -> Batch:
         """Prompts as model inputs, padded on the left: input_ids int64[B, T] and the rest."""

@@ -18,7 +18,7 @@ from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
 from serendip.planning.search import Search, TrieHead
-from serendip.planning.session import TorchSession
+from serendip.planning.session import TorchSession, check_trees
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
 from serendip.progress import Seconds, timed
@@ -167,7 +167,9 @@ class Planner:
 
     @cached_property
     def _trie_head(self) -> TrieHead:
-        return TrieHead(Head.of(self.mllm.model), self.trie)
+        head = Head.of(self.mllm.model)
+        check_trees(self.mllm.model, head)
+        return TrieHead(head, self.trie)
 
     def _session(self) -> TorchSession:
         return TorchSession(self.mllm.model, self._trie_head.head)

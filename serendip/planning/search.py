@@ -24,13 +24,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from serendip.core import InvalidRequest
+from serendip.core import InvalidRequest, SerendipError
 from serendip.planning.head import Head
 from serendip.planning.session import NOWHERE, Session
 from serendip.planning.trie import START, DescriptionTrie, Runs
@@ -50,7 +50,8 @@ _ENTRY = np.dtype(
     [
         ("priority", "f8"), ("score", "f8"), ("mass", "f8"), ("drawn", "f8"),
         ("state", "i8"), ("slot", "i8"), ("done", "?"),
-    ]
+    ],
+    align=True,
 )  # fmt: skip
 
 # Rows of a session are given up when this share of them or less is still searched.
@@ -81,11 +82,13 @@ class Search:
     beams: int = 8
     score: Score = "renormalized"
     temperature: float = 1.0
-    most_opened: int = 20_000
+    most_opened: int = 4096
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest for a setting out of its range."""
         for field, value, right in (
+            ("method", self.method, self.method in get_args(Method)),
+            ("score", self.score, self.score in get_args(Score)),
             ("k", self.k, self.k >= 1),
             ("k", self.k, self.method != "greedy" or self.k == 1),
             ("beams", self.beams, self.beams >= (self.k if self.method == "beam" else 1)),
@@ -122,9 +125,10 @@ class Outcome:
     """What a search found for one prompt.
 
     Attributes:
-        found: best first (sample: in the order of the draw); fewer than k if fewer live.
-        exact: whether no other description can belong among them: nothing that was given up on
-            the way scored higher than the last of them.
+        found: best first (sample: in the order of the draw); fewer than k if fewer live, or if
+            ``most_opened`` was reached.
+        exact: whether no other description can belong among them: nothing was given up on the
+            way that scored higher than the last of them, or nothing at all if they are fewer.
         opened: how many prefixes were run through the model.
     """
 
@@ -175,8 +179,19 @@ def search(
         tips: int64[R], the slots that they are of.
         views: R views.
         seeds: R seeds, for "sample"; by default 0, 1, ...
+
+    Raises:
+        InvalidRequest: there is not one seed a view.
+        SerendipError: the model's logits are not finite.
     """
-    rows = _Rows(session, trie_head, views, how, seeds or range(len(views)))
+    if seeds is not None and len(seeds) != len(views):
+        raise InvalidRequest(
+            f"must be {len(views)}, one a row",
+            field="seeds",
+            value=len(seeds),
+            remedy="Give as many seeds as prompts.",
+        )
+    rows = _Rows(session, trie_head, views, how, range(len(views)) if seeds is None else seeds)
     rows.start(hidden, tips)
     while rows.choose():
         rows.push()
@@ -187,7 +202,8 @@ class _Read(NamedTuple):
     """The run of an edge after the model has read it.
 
     Attributes:
-        hidden: [n, d], after each of its tokens (but a description's last).
+        hidden: [n, d], after each of its tokens (but a description's last); for a renormalized
+            score after the last one alone.
         slot: of the last one read.
     """
 
@@ -205,7 +221,7 @@ class _Rows:
         self._session, self._how = session, how
         self._head, self._trie = trie_head, trie_head.trie
         self._views, self._all_views = views, Views(views)
-        self._rngs = [np.random.default_rng(seed) for seed in seeds]
+        self._seeds = [int(seed) for seed in seeds]
         self._full = how.score == "full"
         self._sampling = how.method == "sample"
         self._bounded = how.method in ("greedy", "beam")
@@ -213,7 +229,7 @@ class _Rows:
         self._pools = [np.empty(0, _ENTRY) for _ in views]
         self._read: list[dict[int, _Read]] = [{} for _ in views]  # by the edge's state
         self._opened = np.zeros(len(views), np.int64)
-        self._given_up = np.full(len(views), -np.inf)  # the highest priority that was
+        self._given_up: list[float | None] = [None for _ in views]  # the highest that was
         self._row_of = np.arange(len(views))  # the session's row of each prompt
         self._rows = len(views)
         self._owner = np.empty(0, np.int64)  # the prompt of each chosen entry
@@ -221,7 +237,7 @@ class _Rows:
 
     def start(self, hidden: torch.Tensor, tips: Long) -> None:
         """Opens the start of each prompt: all are in one state, so one GEMM serves them."""
-        z = self._head.at_start(hidden)
+        z = _finite(self._head.at_start(hidden))
         norm = _log_sum_exp(z)
         mass = self._mass(norm, hidden)
         children = self._trie.children(START)
@@ -236,7 +252,7 @@ class _Rows:
                 if len(at) > most:
                     by = np.argpartition(-z[prompt, at], most)
                     highest = z[prompt, at[by[most]]] - norm[prompt] + mass[prompt]
-                    self._given_up[prompt] = highest
+                    self._given_up[prompt] = float(highest)
                     at = np.sort(at[by[:most]])
             root = np.zeros(1, _ENTRY)
             root["slot"] = tips[prompt]
@@ -299,19 +315,19 @@ class _Rows:
     def outcomes(self) -> list[Outcome]:
         """What is complete in each pool."""
         return [
-            self._outcome(pool[pool["done"]], float(given_up), int(opened))
+            self._outcome(pool[pool["done"]], given_up, int(opened))
             for pool, given_up, opened in zip(
                 self._pools, self._given_up, self._opened, strict=True
             )
         ]
 
-    def _outcome(self, done: Entries, given_up: float, opened: int) -> Outcome:
+    def _outcome(self, done: Entries, given_up: float | None, opened: int) -> Outcome:
         best = done[np.argsort(-done["priority"], kind="stable")][: self._how.k]
         ranks = self._trie.lo[best["state"]].tolist()
-        lacking = len(best) < self._how.k
+        enough = len(best) == self._how.k
         return Outcome(
             found=tuple(map(Found, ranks, best["score"].tolist(), best["mass"].tolist())),
-            exact=given_up <= (-np.inf if lacking else best["priority"][-1]),
+            exact=given_up is None or (enough and given_up <= float(best["priority"][-1])),
             opened=opened,
         )
 
@@ -351,7 +367,9 @@ class _Rows:
             parent[row[on], at] = base + at - 1 if j else parent_of[on]
         hidden = self._session.extend(token, parent)
         for i, prompt in enumerate(owner.tolist()):
-            mine = hidden[int(row[i]), int(first[i]) : int(first[i] + pushed[i])]
+            # Cloned, or each would hold on to the whole pass.
+            last = int(first[i] + pushed[i])
+            mine = hidden[int(row[i]), int(first[i]) if self._full else last - 1 : last].clone()
             self._read[prompt][int(state[i])] = _Read(mine, int(slot[i]))
 
     def _look_ahead(self, owner: Long, state: Long) -> tuple[Long, Long, Long]:
@@ -392,7 +410,7 @@ class _Rows:
         """Adds the live edges of the chosen entries ``at``, whose hidden states are [H, d]."""
         above, owner = self._chosen[at], self._owner[at]
         out = self._trie.expand(above["state"])
-        z = self._head.head.edges(hidden, out.row, out.token)
+        z = _finite(self._head.head.edges(hidden, out.row, out.token))
         norm = _log_sum_exp_by_row(z, out.row)
         edges = self._edges(
             above, out.row, out.state, z, norm, self._mass(norm, hidden), owner.tolist()
@@ -426,7 +444,9 @@ class _Rows:
             ends = np.searchsorted(row, np.arange(len(above) + 1))
             for h, prompt in enumerate(owner):
                 mine = slice(ends[h], ends[h + 1])
-                self._draw(edges[mine], z[mine], above[h], self._rngs[prompt])
+                # By state, so that the draw does not depend on what was opened before.
+                rng = np.random.default_rng([self._seeds[prompt], int(state[mine.start])])
+                self._draw(edges[mine], z[mine], above[h], rng)
         else:
             edges["priority"] = edges["score"]
         return edges
@@ -462,8 +482,10 @@ class _Rows:
         return norm - self._head.head.log_norm(hidden) if self._full else np.zeros(len(norm))
 
     def _give_up(self, prompt: int, entries: Entries) -> None:
-        highest = entries["priority"].max(initial=-np.inf)
-        self._given_up[prompt] = max(self._given_up[prompt], highest)
+        if len(entries):
+            before = self._given_up[prompt]
+            highest = float(entries["priority"].max())
+            self._given_up[prompt] = highest if before is None else max(before, highest)
 
     def _into_pools(self, entries: Entries, owner: Long) -> None:
         for prompt in np.unique(owner):
@@ -477,6 +499,17 @@ class _Rows:
             self._session.reorder(self._row_of[active])
             self._rows = len(active)
             self._row_of[active] = np.arange(len(active))
+
+
+def _finite(z: Double) -> Double:
+    if not np.isfinite(z).all():
+        raise SerendipError(
+            "has logits that are not finite",
+            field="planner.checkpoint",
+            value=float(z[~np.isfinite(z)][0]),
+            remedy="Load the model in float32, or train it again.",
+        )
+    return z
 
 
 def _first_columns(row: Long, length: Long) -> Long:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from serendip.core import CorruptArtifact
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch
 
@@ -29,6 +30,7 @@ _ROOM = 64  # slots that a cache grows by, at least
 # Architectures whose prompts are causal but for what ``_prompt_sees`` knows of, as tests prove.
 _CAUSAL_PROMPTS = frozenset({"gemma3", "gemma3_text", "idefics3", "llama", "qwen2_5_vl", "smolvlm"})
 _WORTH_SHARING = 64  # tokens that need not be read, for one more pass
+_SHARED_PART = 0.125  # of the longest prompt
 _PER_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
@@ -129,11 +131,15 @@ class TorchSession:
         self._body = model.base_model
         self._config = model.config
         text = model.config.get_text_config()
-        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        self._window: int | None = text.sliding_window if slides else None
+        kinds = set(getattr(text, "layer_types", None) or ())
+        window: int | None = getattr(text, "sliding_window", None)
+        self._window = window if "sliding_attention" in kinds or not kinds else None
+        self._one_mask = not kinds  # older architectures: one mask for all layers, windowed or not
 
+    @torch.inference_mode()
     def prefill(self, batch: Batch) -> torch.Tensor:
         """See Session. What all prompts begin with is read once."""
+        batch = {name: value.to(self.head.weight.device) for name, value in batch.items()}
         # Every layer keeps all slots: a sliding window is in the mask.
         self._cache = Cache(layer_class_to_replicate=_GrowingLayer)
         mask = batch["attention_mask"].bool()
@@ -161,6 +167,7 @@ class TorchSession:
         last: torch.Tensor = out[:, -1]
         return last
 
+    @torch.inference_mode()
     def extend(self, token: Long, parent: Long) -> torch.Tensor:
         """See Session."""
         sees = self._trees.append(parent)
@@ -209,7 +216,9 @@ class TorchSession:
             if len(set(tokens)) > 1 or tokens[0] == image:
                 break
             shared += 1
-        return shared if shared * (len(rows) - 1) >= _WORTH_SHARING else 0
+        # The masks of the rest are written out: a small part of a long prompt is not worth that.
+        worth = shared * (len(rows) - 1) >= _WORTH_SHARING
+        return shared if worth and shared >= _SHARED_PART * ids.shape[1] else 0
 
     def _prompt_sees(self, batch: Batch, mask: torch.Tensor, shared: int) -> Bool:
         """bool[R, Q, T]: what each prompt token after the shared ones sees."""
@@ -232,6 +241,8 @@ class TorchSession:
             return self._additive(sees)
         depth = self._trees.depth()
         near = depth[:, -sees.shape[1] :, None] - depth[:, None, :] < self._window
+        if self._one_mask:
+            return self._additive(sees & near)
         return {
             "full_attention": self._additive(sees),
             "sliding_attention": self._additive(sees & near),
@@ -243,6 +254,37 @@ class TorchSession:
         mask = torch.zeros(sees.shape, dtype=weight.dtype)
         mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(weight.dtype).min)
         return mask[:, None].to(weight.device)
+
+
+@torch.inference_mode()
+def check_trees(model: Any, head: Head) -> None:
+    """Reads a small tree of tokens and each of its branches as a text of its own.
+
+    Raises:
+        CorruptArtifact: they differ: the architecture's positions go by slot (ALiBi), or it has
+            layers that no attention mask reaches.
+    """
+    last = model.get_input_embeddings().num_embeddings - 1
+    prompt = [min(t, last) for t in (1, 2, 3, 4)]
+    branches = [[min(t, last) for t in branch] for branch in ((5, 6), (7, 8))]
+    session = TorchSession(model, head)
+    ids = torch.tensor([prompt], device=head.weight.device)
+    session.prefill({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    tip = session.slots - 1
+    read = session.extend(
+        np.array([[*branches[0], *branches[1]]]), np.array([[tip, tip + 1, tip, tip + 3]])
+    )
+    for branch, found in zip(branches, (read[0, 1], read[0, 3]), strict=True):
+        whole = torch.tensor([prompt + branch], device=head.weight.device)
+        expected = model.base_model(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
+        error = float((found - expected).abs().max() / (1e-6 + expected.abs().max()))
+        if not error < (1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2):
+            raise CorruptArtifact(
+                "cannot read a tree of tokens",
+                field="planner.checkpoint",
+                value=type(model).__name__,
+                remedy="Use the trie as a logits processor instead (serendip.planning.processors).",
+            )
 
 
 class _GrowingLayer(DynamicLayer):

@@ -299,7 +299,8 @@ class DescriptionTrie:
         mask: Mask | None = None,
     ) -> View:
         """A view that keeps the nodes of ``only`` and of ``mask`` (default: all) less those of
-        ``without``. Costs as much as the nodes that it names, whatever the size of the trie.
+        ``without``. After the first, a view costs as much as the nodes that it names, whatever the
+        size of the trie.
 
         Raises:
             InvalidRequest: nothing is left.

@@ -68,7 +68,7 @@ class View:
         return result
 
     def live_children(self, lo: Int, hi: Int) -> Bool:
-        """bool[U]: ``live`` of the U children of one state, in time of what the view names.
+        """bool[U]: ``live`` of the U children of one state, looking only at what the view names.
 
         Args:
             lo, hi: int32[U], of contiguous children: hi[i] == lo[i + 1].
@@ -96,8 +96,9 @@ class Views:
         self._limited = np.array([v.only is not None for v in views], bool)
         self._only = self._keys([_NONE if v.only is None else v.only for v in views])
         self._without = self._keys([v.without for v in views])
-        self._masks = {id(v.mask): v.mask for v in views if v.mask is not None}
-        self._mask_of = np.array([0 if v.mask is None else id(v.mask) for v in views], np.int64)
+        masks = [None if v.only is not None else v.mask for v in views]
+        self._masks = {id(mask): mask for mask in masks if mask is not None}
+        self._mask_of = np.array([0 if m is None else id(m) for m in masks], np.int64)
 
     def live(self, row: npt.NDArray[np.int64], lo: Int, hi: Int) -> Bool:
         """bool[E]: whether ranks [lo, hi) hold a description that the view of ``row`` allows."""

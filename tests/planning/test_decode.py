@@ -104,8 +104,11 @@ def test_a_row_does_not_depend_on_its_batch(mllm, trie, prompts):
 
 def test_reasoning_is_the_greedy_text_and_is_cut_at_its_bound(mllm, trie, prompts):
     free = write(new_session(mllm), mllm.encode(prompts), mllm.end_tokens, 6)
+    opening = mllm.tokens(ANSWER)
     for text, found in zip(free, run(mllm, trie, prompts, max_reasoning=6), strict=True):
-        assert found.reasoning == text
+        begun = text[len(found.reasoning) :]  # what the model wrote of the opening
+        assert found.reasoning + begun == text
+        assert begun == opening[: len(begun)]
         assert len(text) <= 6
 
 
@@ -183,6 +186,13 @@ def test_rows_open_their_answer_at_different_lengths_or_are_made_to():
     assert session.pushed == [[5, 10, 11], [5, 6, 7, 10, 11], [5, 10, 11], [5, 6, 7, 8, 9, 10, 11]]
     assert session.passes == 6
     assert [f.answer.found[0].rank for f in found[:2]] == [0, 1]
+
+
+def test_an_opening_that_is_half_written_is_finished_and_not_begun_again():
+    # At the bound, and where the model ends its turn in the middle of it.
+    found, session = scripted([[5, 6, 7, 10, 11, 22], [5, 10, 1]], 4)
+    assert [f.reasoning for f in found] == [[5, 6, 7], [5]]
+    assert session.pushed == [[5, 6, 7, 10, 11], [5, 10, 11]]
 
 
 def test_rows_that_reason_and_rows_that_do_not_go_together():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import END, batch_of, build, find, score_all, small_model
 
-from serendip.core import InvalidRequest
+from serendip.core import InvalidRequest, SerendipError
 from serendip.planning import search as search_module
 from serendip.planning.head import Head
 from serendip.planning.search import Search, TrieHead, search
@@ -192,6 +192,48 @@ def test_a_draw_reports_scores_at_temperature_one_and_is_repeated_by_its_seed():
     assert {f.rank: f.score for f in other.found} == pytest.approx(dict(enumerate(oracle)))
 
 
+def test_a_draw_does_not_depend_on_how_many_are_opened_at_once():
+    rows = [[a, b, c] for a in range(2, 6) for b in range(2, 6) for c in range(2, 6)]
+    trie, model = build(rows), model_of(1)
+    draws = [
+        find(model, trie, [[5]] * 3, Search(k=6, method="sample", beams=beams), seeds=[0, 1, 2])
+        for beams in (1, 3, 16)
+    ]
+    ranks = [[[f.rank for f in o.found] for o in outcomes] for outcomes in draws]
+    assert ranks[0] == ranks[1] == ranks[2]
+
+
+def test_there_is_a_seed_a_row():
+    with pytest.raises(InvalidRequest, match="seeds: must be 2, one a row, got 1"):
+        find(model_of(0), build([[2]]), [[3], [4]], Search(k=1, method="sample"), seeds=[1])
+
+
+@pytest.mark.parametrize("method", ["beam", "best_first"])
+def test_a_model_that_gives_no_numbers_is_an_error(method):
+    model = small_model(3)
+    trie = build([[2, 3], [2, 4], [3]])
+    head = Head.of(model)
+    bias = torch.zeros(12, dtype=torch.float64)
+    for token in (2, 4):  # at the start, and further down
+        broken = Head(head.weight, bias.index_fill(0, torch.tensor(token), torch.nan))
+        session = TorchSession(model, broken)
+        hidden = session.prefill(batch_of([[3]]))
+        with pytest.raises(SerendipError, match="logits that are not finite, got nan"):
+            search(session, hidden, np.array([0]), TrieHead(broken, trie), [trie.view()],
+                   Search(k=2, method=method))  # fmt: skip
+
+
+def test_a_model_in_half_precision_has_the_scores_of_its_hidden_states():
+    model = small_model(0).to(torch.bfloat16)
+    trie = build([[2, 3], [2, 4], [3], [4, 5], [4, 6], [5]])
+    few, many = (
+        find(model, trie, [[3, 7]], Search(k=6, method="best_first", beams=beams))[0]
+        for beams in (1, 8)
+    )
+    assert sum(np.exp(f.score) for f in few.found) == pytest.approx(1, abs=1e-5)
+    assert {f.rank for f in few.found} == {f.rank for f in many.found}
+
+
 def test_more_than_65535_descriptions_are_searched_exactly():
     count = 70_000
     model = small_model(2, vocabulary=count + 10, hidden_size=8, intermediate_size=8)
@@ -261,6 +303,8 @@ def test_forced_tokens_are_one_pass_and_the_last_description_none(ahead, monkeyp
         ({"method": "sample", "temperature": 0.0}, "temperature"),
         ({"method": "best_first", "beams": 0}, "beams"),
         ({"most_opened": 0}, "most_opened"),
+        ({"method": "bestfirst"}, "method"),
+        ({"score": "Full"}, "score"),
     ],
 )
 def test_settings_that_make_no_search_are_named(settings, field):

@@ -5,11 +5,20 @@ import pytest
 import torch
 from checkpoints import tiny_gemma3, tiny_gemma3_capped, tiny_qwen2_5_vl, tiny_smolvlm
 from oracle import batch_of, small_model
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
+from serendip.core import CorruptArtifact
 from serendip.planning import session as session_module
 from serendip.planning.head import Head
 from serendip.planning.prompt import STYLES, Content, build_prompt
-from serendip.planning.session import NOWHERE, TorchSession
+from serendip.planning.session import NOWHERE, TorchSession, check_trees
 
 
 def picture(seed, height=40, width=40):
@@ -66,6 +75,7 @@ TREES = [
 @torch.inference_mode()
 def test_every_token_of_a_tree_is_the_end_of_its_own_branch(mllm, pictures, share, monkeypatch):
     monkeypatch.setattr(session_module, "_WORTH_SHARING", 1 if share else 10_000)
+    monkeypatch.setattr(session_module, "_SHARED_PART", 0)
     given = prompts(pictures)
     session = TorchSession(mllm.model, Head.of(mllm.model))
     hidden = session.prefill(mllm.encode(given))
@@ -122,6 +132,47 @@ def test_what_all_prompts_begin_with_is_read_once():
     lengths.clear()
     session.prefill(batch_of([[2, *begin], [3, *begin]]))
     assert lengths == [(2, 33)]
+
+
+def windowed(kind):
+    config_class, model_class = {
+        "mistral": (MistralConfig, MistralForCausalLM),
+        "phi3": (Phi3Config, Phi3ForCausalLM),
+    }[kind]
+    torch.manual_seed(0)
+    return model_class(
+        config_class(
+            vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, sliding_window=4, pad_token_id=0,
+            initializer_range=0.5,
+        )
+    ).eval().double()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mistral", "phi3"])
+def test_a_window_of_all_layers_is_kept(kind):
+    model = windowed(kind)
+    session = TorchSession(model, Head.of(model))
+    session.prefill(batch_of([[3, 4, 5, 6, 7, 8]]))
+    tip = session.slots - 1
+    hidden = session.extend(np.array([[9, 10, 11]]), np.array([[tip, tip + 1, tip]]))
+    for at, branch in enumerate([[9], [9, 10], [11]]):
+        whole = torch.tensor([[3, 4, 5, 6, 7, 8, *branch]])
+        expected = model.model(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
+        assert torch.allclose(hidden[0, at], expected, atol=1e-9)
+
+
+def test_an_architecture_that_reads_no_trees_is_refused():
+    torch.manual_seed(0)
+    alibi = MptForCausalLM(
+        MptConfig(vocab_size=50, d_model=16, n_heads=2, n_layers=2, max_seq_len=64)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in alibi.parameters():
+            parameter.normal_(std=0.5)
+    with pytest.raises(CorruptArtifact, match="cannot read a tree of tokens"):
+        check_trees(alibi, Head.of(alibi))
+    check_trees(model := small_model(), Head.of(model))
 
 
 @torch.inference_mode()
