@@ -46,12 +46,13 @@ from serendip.progress import console
 BEAMS = 8
 PROMPT = 96
 REASONING = 32
+SINGLES = 6  # prompts that the time of one row is the mean of
 LOGIT_SPREAD = 2.5  # standard deviation of the logits of a state
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, a trie, and prompts of the same length but for two tokens."""
+    """A model, a trie, and how many prompts are answered side by side."""
 
     model: Any
     head: Head
@@ -59,10 +60,14 @@ class Setting:
     trie_head: TrieHead
     rows: int
 
-    def batch(self) -> dict[str, torch.Tensor]:
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        """Random prompts; several batches of one row, since answers differ in length."""
         rng = np.random.default_rng(self.rows)
-        ids = torch.from_numpy(rng.integers(4, PIECES, (self.rows, PROMPT)))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        many = [
+            torch.from_numpy(rng.integers(4, PIECES, (self.rows, PROMPT)))
+            for _ in range(SINGLES if self.rows == 1 else 1)
+        ]
+        return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in many]
 
 
 def build_model(vocabulary: int, *, quick: bool) -> Any:
@@ -90,34 +95,34 @@ def build_model(vocabulary: int, *, quick: bool) -> Any:
 def engine(setting: Setting, how: Search, *, reasoning: int | None = None) -> Callable[[], Any]:
     """The engine's answer; with ``reasoning``, the whole call instead."""
 
-    def run() -> Any:
+    def one(batch: dict[str, torch.Tensor]) -> Any:
         session = TorchSession(setting.model, setting.head)
         views = [setting.trie.view()] * setting.rows
         began = time.process_time()
         if reasoning is not None:
             # No token opens the answer by itself: it is forced after as many tokens.
             decoded = decode(
-                session, setting.batch(), setting.trie_head, views, how,
+                session, batch, setting.trie_head, views, how,
                 opening=[3], ends=frozenset([END]), max_reasoning=reasoning,
             )  # fmt: skip
             return time.process_time() - began, [d.answer for d in decoded]
         with torch.inference_mode():
-            hidden = session.prefill(setting.batch())
+            hidden = session.prefill(batch)
         tips = np.full(setting.rows, session.slots - 1)
         began = time.process_time()
         found = search(session, hidden, tips, setting.trie_head, views, how)
         return time.process_time() - began, found
 
-    return run
+    return lambda: over(setting.batches(), one)
 
 
 def full_head(setting: Setting, beams: int, *, reasoning: int | None = None) -> Callable[[], Any]:
     """The full head's answer; with ``reasoning``, the whole call instead."""
     peer = FullHead(setting.model, setting.trie, END, beams)
 
-    def run() -> Any:
+    def one(batch: dict[str, torch.Tensor]) -> Any:
         began = time.process_time()
-        state = peer.prefill(setting.batch())
+        state = peer.prefill(batch)
         if reasoning is not None:
             state = peer.write(state, reasoning, opening=3)
         else:
@@ -125,7 +130,13 @@ def full_head(setting: Setting, beams: int, *, reasoning: int | None = None) -> 
         found = peer.answer(state)
         return time.process_time() - began, found
 
-    return run
+    return lambda: over(setting.batches(), one)
+
+
+def over(batches: list[dict[str, torch.Tensor]], one: Callable[..., Any]) -> Any:
+    """Mean seconds a batch, and what was found in all."""
+    seconds, found = zip(*map(one, batches), strict=True)
+    return sum(seconds) / len(batches), [answer for answers in found for answer in answers]
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, Any]:
@@ -241,14 +252,15 @@ def answers(quick: bool, repetitions: int) -> tuple[list[Table], dict[str, Any]]
 
 def hf_generate(setting: Setting, tokens: Any) -> dict[str, float]:
     """Seconds of one whole answer by ``generate`` with a dict trie, prompt included, and ours."""
-    ids = setting.batch()["input_ids"]
+    prompts = [batch["input_ids"] for batch in setting.batches()]
     theirs = generate_with_dict_trie(setting.model, tokens, END, BEAMS)
     ours = engine(setting, Search(k=BEAMS, beams=BEAMS, score="full"), reasoning=0)
     both: dict[str, list[float]] = {"hf": [], "ours": []}
     for _ in range(3):
         began = time.process_time()
-        theirs(ids)
-        both["hf"].append(time.process_time() - began)
+        for ids in prompts:
+            theirs(ids)
+        both["hf"].append((time.process_time() - began) / len(prompts))
         both["ours"].append(ours()[0])
     return {name: float(np.median(v)) for name, v in both.items()}
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ import torch
 
 from serendip.core import InvalidRequest, SerendipError
 from serendip.planning.head import Head
-from serendip.planning.session import NOWHERE, Session
+from serendip.planning.reader import Read, Reader
+from serendip.planning.session import Session
 from serendip.planning.trie import START, DescriptionTrie, Runs
 from serendip.planning.views import View, Views
 
@@ -53,11 +54,6 @@ _ENTRY = np.dtype(
     ],
     align=True,
 )  # fmt: skip
-
-# Rows of a session are given up when this share of them or less is still searched.
-_WORTH_KEEPING = 0.75
-# Tokens up to which a pass costs what it takes to stream the model's weights, about.
-_ROOM_AHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -191,47 +187,32 @@ def search(
             value=len(seeds),
             remedy="Give as many seeds as prompts.",
         )
-    rows = _Rows(session, trie_head, views, how, range(len(views)) if seeds is None else seeds)
-    rows.start(hidden, tips)
-    while rows.choose():
-        rows.push()
-    return rows.outcomes()
+    pools = _Pools(session, trie_head, views, how, range(len(views)) if seeds is None else seeds)
+    pools.start(hidden, tips)
+    while pools.choose():
+        pools.push()
+    return pools.outcomes()
 
 
-class _Read(NamedTuple):
-    """The run of an edge after the model has read it.
-
-    Attributes:
-        hidden: [n, d], after each of its tokens (but a description's last); for a renormalized
-            score after the last one alone.
-        slot: of the last one read.
-    """
-
-    hidden: torch.Tensor
-    slot: int
-
-
-class _Rows:
-    """The prompts of one search: a pool of entries each, and the session that they share."""
+class _Pools:
+    """The prompts of one search, a pool of entries each."""
 
     def __init__(
         self, session: Session, trie_head: TrieHead, views: Sequence[View], how: Search,
         seeds: Sequence[int],
     ) -> None:  # fmt: skip
-        self._session, self._how = session, how
+        self._how = how
         self._head, self._trie = trie_head, trie_head.trie
         self._views, self._all_views = views, Views(views)
+        self._reader = Reader(session, trie_head.trie, views, whole=how.score == "full")
         self._seeds = [int(seed) for seed in seeds]
         self._full = how.score == "full"
         self._sampling = how.method == "sample"
         self._bounded = how.method in ("greedy", "beam")
         self._width = 1 if how.method == "greedy" else how.beams
         self._pools = [np.empty(0, _ENTRY) for _ in views]
-        self._read: list[dict[int, _Read]] = [{} for _ in views]  # by the edge's state
         self._opened = np.zeros(len(views), np.int64)
         self._given_up: list[float | None] = [None for _ in views]  # the highest that was
-        self._row_of = np.arange(len(views))  # the session's row of each prompt
-        self._rows = len(views)
         self._owner = np.empty(0, np.int64)  # the prompt of each chosen entry
         self._chosen = np.empty(0, _ENTRY)
 
@@ -293,15 +274,9 @@ class _Rows:
 
     def push(self) -> None:
         """Opens the states that the chosen edges lead to, after one pass for what was not read."""
-        self._read_runs()
+        read = self._reader.read(self._owner, self._chosen["state"], self._chosen["slot"])
         runs = self._trie.runs(self._chosen["state"], whole=self._full)
         terminal = self._trie.degree(runs.end) == 0
-        read = [
-            self._read[prompt].pop(state)
-            for prompt, state in zip(
-                self._owner.tolist(), self._chosen["state"].tolist(), strict=True
-            )
-        ]
         if self._full:
             self._score_forced(read, runs)
         self._chosen["state"] = runs.end
@@ -330,81 +305,6 @@ class _Rows:
             exact=given_up is None or (enough and given_up <= float(best["priority"][-1])),
             opened=opened,
         )
-
-    def _read_runs(self) -> None:
-        """One pass over the runs of the chosen edges, those that were read ahead left out.
-
-        A pass of a few tokens costs as much as one of a single token, so room that is left goes to
-        edges further down, which then need no pass of their own.
-        """
-        new = [
-            i
-            for i, (prompt, state) in enumerate(
-                zip(self._owner.tolist(), self._chosen["state"].tolist(), strict=True)
-            )
-            if state not in self._read[prompt]
-        ]
-        if not new:
-            return
-        self._drop_rows()
-        chosen = self._chosen[new]
-        owner, state, above = self._look_ahead(self._owner[new], chosen["state"].copy())
-        runs = self._trie.runs(state, whole=self._full)
-        # Nothing follows the last token of a description: it is scored and not pushed.
-        pushed = runs.length - (self._trie.degree(runs.end) == 0)
-        row = self._row_of[owner]
-        first = _first_columns(row, pushed)
-        base = self._session.slots
-        slot = base + first + pushed - 1
-        parent_of = slot[above]
-        parent_of[: len(new)] = chosen["slot"]
-        token = np.zeros((self._rows, int((first + pushed).max())), np.int64)
-        parent = np.full(token.shape, NOWHERE, np.int64)
-        for j in range(int(pushed.max())):
-            on = np.flatnonzero(j < pushed)
-            at = first[on] + j
-            token[row[on], at] = runs.token[on, j]
-            parent[row[on], at] = base + at - 1 if j else parent_of[on]
-        hidden = self._session.extend(token, parent)
-        for i, prompt in enumerate(owner.tolist()):
-            # Cloned, or each would hold on to the whole pass.
-            last = int(first[i] + pushed[i])
-            mine = hidden[int(row[i]), int(first[i]) if self._full else last - 1 : last].clone()
-            self._read[prompt][int(state[i])] = _Read(mine, int(slot[i]))
-
-    def _look_ahead(self, owner: Long, state: Long) -> tuple[Long, Long, Long]:
-        """Appends edges below the given ones, level by level, while a pass has room for them.
-
-        Returns:
-            owner, state: of all edges.
-            above: int64, the one that each edge follows, -1 for those given.
-        """
-        owners, states, above = owner.tolist(), state.tolist(), [-1] * len(state)
-        runs = self._trie.runs(state, whole=self._full)
-        ends = runs.end.tolist()
-        asked = self._rows * int(np.bincount(owner, runs.length).max())
-        # One token alone is a product with a vector, which is cheaper still.
-        room = _ROOM_AHEAD - asked if asked > 1 else 0
-        at = 0
-        while at < len(states) and room > 0:
-            below = self._trie.children(ends[at])
-            lo, hi = self._trie.lo[below], self._trie.hi[below]
-            asks = self._views[owners[at]].live_children(lo, hi) if len(lo) else np.zeros(0, bool)
-            if self._full:
-                asks &= self._trie.token[below] != self._trie.end_token
-            else:
-                asks &= hi - lo > 1
-            children = below.start + np.flatnonzero(asks)
-            runs = self._trie.runs(children, whole=self._full)
-            tokens = self._rows * int(runs.length.sum())
-            if tokens <= room:
-                room -= tokens
-                owners += [owners[at]] * len(children)
-                states += children.tolist()
-                above += [at] * len(children)
-                ends += runs.end.tolist()
-            at += 1
-        return np.array(owners), np.array(states), np.array(above)
 
     def _expand(self, hidden: torch.Tensor, at: Long) -> None:
         """Adds the live edges of the chosen entries ``at``, whose hidden states are [H, d]."""
@@ -464,7 +364,7 @@ class _Rows:
             v = above["priority"] - gumbel + np.log1p(-np.exp(gumbel - gumbel.max()))
         edges["priority"] = above["priority"] - np.maximum(0, v) - np.log1p(np.exp(-np.abs(v)))
 
-    def _score_forced(self, read: list[_Read], runs: Runs) -> None:
+    def _score_forced(self, read: list[Read], runs: Runs) -> None:
         """Adds the full scores of the tokens that are forced after each chosen edge's own."""
         entry, j = np.nonzero(np.arange(1, runs.token.shape[1]) < runs.length[:, None])
         if not len(entry):
@@ -492,14 +392,6 @@ class _Rows:
             mine = entries[owner == prompt]
             self._pools[prompt] = np.concatenate([self._pools[prompt], mine])
 
-    def _drop_rows(self) -> None:
-        """Drops the session's rows of prompts that are through, where that is worth the copy."""
-        active = np.unique(self._owner)
-        if len(active) <= _WORTH_KEEPING * self._rows:
-            self._session.reorder(self._row_of[active])
-            self._rows = len(active)
-            self._row_of[active] = np.arange(len(active))
-
 
 def _finite(z: Double) -> Double:
     if not np.isfinite(z).all():
@@ -510,16 +402,6 @@ def _finite(z: Double) -> Double:
             remedy="Load the model in float32, or train it again.",
         )
     return z
-
-
-def _first_columns(row: Long, length: Long) -> Long:
-    """int64[E]: the column of each entry's first token, entries side by side in their row."""
-    by = np.argsort(row, kind="stable")
-    before = length[by].cumsum() - length[by]
-    opens = np.diff(row[by], prepend=-1) != 0
-    result = np.empty_like(before)
-    result[by] = before - np.maximum.accumulate(np.where(opens, before, 0))
-    return result
 
 
 def _log_sum_exp(z: Double) -> Double:

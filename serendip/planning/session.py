@@ -148,18 +148,19 @@ class TorchSession:
         after = position.masked_fill(~mask, -1).amax(dim=-1).reshape(-1, len(mask)).amax(dim=0) + 1
         self._shift = (after - mask.sum(dim=1))[:, None]
         shared = self._shared_tokens(batch["input_ids"], mask)
+        slots = mask
         if shared:
-            mask = torch.cat([mask.new_ones(len(mask), shared), _rest(mask, shared)], dim=1)
-        self._trees = TokenTrees(mask.cpu().numpy())
+            slots = torch.cat([mask.new_ones(len(mask), shared), _rest(mask, shared)], dim=1)
+        self._trees = TokenTrees(slots.cpu().numpy())
         self.slots = self._trees.slots
         if not shared:
             out = self._run(batch | {"position_ids": position})
         else:
-            row = batch["input_ids"][0, batch["attention_mask"][0].bool()]
+            row = batch["input_ids"][0, mask[0]]
             once = torch.arange(shared, device=mask.device)[None]
             self._run({"input_ids": row[None, :shared], "position_ids": once})
             self._cache.reorder_cache(torch.zeros(len(mask), dtype=torch.long, device=mask.device))
-            sees = self._prompt_sees(batch, mask, shared)
+            sees = self._prompt_sees(batch, slots, shared)
             rest = {k: v for k, v in batch.items() if k not in _PER_TOKEN}
             rest["input_ids"] = batch["input_ids"][:, shared:]
             rest["position_ids"] = position[..., shared:]
@@ -220,10 +221,10 @@ class TorchSession:
         worth = shared * (len(rows) - 1) >= _WORTH_SHARING
         return shared if worth and shared >= _SHARED_PART * ids.shape[1] else 0
 
-    def _prompt_sees(self, batch: Batch, mask: torch.Tensor, shared: int) -> Bool:
+    def _prompt_sees(self, batch: Batch, slots: torch.Tensor, shared: int) -> Bool:
         """bool[R, Q, T]: what each prompt token after the shared ones sees."""
         order = self._trees.depth()
-        real = mask.cpu().numpy()
+        real = slots.cpu().numpy()
         sees: Bool = order[:, None, :] <= order[:, shared:, None]
         if "token_type_ids" in batch:  # Gemma 3: the tokens of an image see each other
             image = (batch["token_type_ids"] == 1).cpu().numpy() & real

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import END, batch_of, build, find, score_all, small_model
 
 from serendip.core import InvalidRequest, SerendipError
-from serendip.planning import search as search_module
+from serendip.planning import reader as reader_module
 from serendip.planning.head import Head
 from serendip.planning.search import Search, TrieHead, search
 from serendip.planning.session import TorchSession
@@ -266,7 +266,7 @@ def test_a_bound_on_opened_prefixes_gives_what_it_has_and_says_so():
 
 @pytest.mark.parametrize("ahead", [0, 100])
 def test_forced_tokens_are_one_pass_and_the_last_description_none(ahead, monkeypatch):
-    monkeypatch.setattr(search_module, "_ROOM_AHEAD", ahead)
+    monkeypatch.setattr(reader_module, "_ROOM_AHEAD", ahead)
 
     class Counting(TorchSession):
         passes = 0
