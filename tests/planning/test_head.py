@@ -146,3 +146,14 @@ def test_a_head_of_another_form_is_refused():
     model.lm_head.register_forward_hook(lambda _, __, z: z * z)
     with pytest.raises(CorruptArtifact, match="no linear head"):
         Head.of(model)
+
+
+@pytest.mark.parametrize("method", ["unique", "by_row"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_allowed_logits_in_half_precision_are_not_rounded_to_it(method, rows):
+    torch.manual_seed(0)
+    head = Head(torch.randn(40, 64).bfloat16())
+    hidden = torch.randn(rows, 64).bfloat16()
+    exact = (hidden.double() @ head.weight.double().T).numpy()
+    row, token = np.repeat(np.arange(rows), 4), np.tile([3, 9, 11, 30], rows)
+    assert head.edges(hidden, row, token, method) == pytest.approx(exact[row, token], abs=1e-4)

@@ -223,7 +223,7 @@ def test_a_model_that_gives_no_numbers_is_an_error(method):
                    Search(k=2, method=method))  # fmt: skip
 
 
-def test_a_model_in_half_precision_has_the_scores_of_its_hidden_states():
+def test_a_model_in_half_precision_is_searched_like_any_other():
     model = small_model(0).to(torch.bfloat16)
     trie = build([[2, 3], [2, 4], [3], [4, 5], [4, 6], [5]])
     few, many = (
