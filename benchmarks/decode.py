@@ -28,11 +28,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import transformers
-from descriptions import END, LARGE, PIECES, STYLES, token_lists
+from common.descriptions import END, LARGE, PIECES, STYLES, token_lists
+from common.timing import shown
 from peers.full_head import FullHead
 from peers.hf_generate import generate_with_dict_trie
 from rich.table import Table
-from timing import shown
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from serendip.planning import session as session_module

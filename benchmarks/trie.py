@@ -26,15 +26,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import descriptions
 import numpy as np
 import numpy.typing as npt
 import torch
-from descriptions import END, LARGE, PIECES
+from common import descriptions
+from common.descriptions import END, LARGE, PIECES
+from common.timing import Times, interleaved, keep_memory, shown
 from peers import environment, static_like
 from rich.console import Console
 from rich.table import Table
-from timing import Times, interleaved, keep_memory, shown
 
 from serendip.planning.trie import START, DescriptionTrie
 from serendip.planning.trie_build import TokenLists

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import descriptions
 import numpy as np
 import torch
-from descriptions import END, PIECES
-from timing import Times, interleaved, keep_memory
+from common import descriptions
+from common.descriptions import END, PIECES
+from common.timing import Times, interleaved, keep_memory
 from trie import prefixes, trie_root, trie_step
 
 from serendip.planning.trie import DescriptionTrie

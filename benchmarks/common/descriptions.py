@@ -23,7 +23,7 @@ PAD, END, BOS, UNK = range(4)
 PIECES = 32_768
 LARGE = 262_144  # the larger vocabulary that the pieces can be spread over
 
-_FOLDER = Path(__file__).parents[1] / "artifacts" / "bench-decode"
+_FOLDER = Path(__file__).parents[2] / "artifacts" / "bench-decode"
 _WORDS = 50_000
 _SAMPLE = 60_000  # descriptions of each style that the tokenizer sees
 _CHUNK = 100_000

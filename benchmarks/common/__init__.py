@@ -1,0 +1,1 @@
+"""What the benches share: descriptions to work on, and clocks."""
