@@ -54,7 +54,8 @@ test_() {
   for word in "$@"; do
     if [ "$word" = --full ]; then options+=(--run-full); else options+=("$word"); fi
   done
-  OMP_NUM_THREADS=1 exec "$py" -m pytest "${options[@]}"
+  # A file stays with one of two workers: what its tests share is made once.
+  OMP_NUM_THREADS=1 exec "$py" -m pytest --numprocesses 2 --dist loadfile "${options[@]}"
 }
 
 serve() { setup; exec "$venv/bin/serendip" serve "$@"; }
