@@ -1,19 +1,14 @@
 """A tiny MLLM with random weights: what decoding must do does not depend on what was learnt."""
 
-import numpy as np
 import pytest
 import torch
+from material import DESCRIPTIONS, picture
 
 from serendip.planning.embedded import build_embedded
 from serendip.planning.prompt import STYLES, Content, build_prompt
 from serendip.planning.trie import DescriptionTrie
 
 torch.set_num_threads(1)
-
-DESCRIPTIONS = [
-    "bread: rye", "bread: rye and oats", "bread: cake", "bike: hill", "bike: hill and mud",
-    "bike: track", "music: cello", "music: synth and vinyl", "music: synth", "sea", "sea: kayak",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +31,6 @@ def trie(mllm):
         tree_version="0" * 12,
         tokenizer_hash=mllm.tokenizer_hash,
     )
-
-
-def picture(seed):
-    return np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="session")

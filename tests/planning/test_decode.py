@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tiny_gemma3, tiny_qwen2_5_vl, tiny_smolvlm
-from conftest import DESCRIPTIONS, picture
+from material import DESCRIPTIONS, picture
 
 from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
