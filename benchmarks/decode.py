@@ -30,10 +30,10 @@ import torch
 import transformers
 from common.descriptions import END, LARGE, PIECES, STYLES, token_lists
 from common.timing import shown
+from decoding.parts import BEAMS, build_model, head_costs, passes, prefix, sharing
 from peers.full_head import FullHead
 from peers.hf_generate import generate_with_dict_trie
 from rich.table import Table
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from serendip.planning import session as session_module
 from serendip.planning.decode import decode
@@ -43,11 +43,11 @@ from serendip.planning.session import TorchSession
 from serendip.planning.trie import DescriptionTrie
 from serendip.progress import console
 
-BEAMS = 8
 PROMPT = 96
 REASONING = 32
+MANY = 256  # rows; their answers are timed twice, and nothing but the answers
 SINGLES = 6  # prompts that the time of one row is the mean of
-LOGIT_SPREAD = 2.5  # standard deviation of the logits of a state
+AT_ONCE = 64  # prompts that the full head answers side by side: more would not fit the memory
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,15 @@ class Setting:
     trie_head: TrieHead
     rows: int
 
-    def batches(self) -> list[dict[str, torch.Tensor]]:
+    def batches(self, at_once: int = 10**9) -> list[dict[str, torch.Tensor]]:
         """Random prompts; several batches of one row, since answers differ in length."""
         rng = np.random.default_rng(self.rows)
         many = [
             torch.from_numpy(rng.integers(4, PIECES, (self.rows, PROMPT)))
             for _ in range(SINGLES if self.rows == 1 else 1)
         ]
+        many = [part for ids in many for part in ids.split(at_once)]
         return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in many]
-
-
-def build_model(vocabulary: int, *, quick: bool) -> Any:
-    """The small language model, in float32, its head untied."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=128 if quick else 512,
-            intermediate_size=352 if quick else 1408,
-            num_hidden_layers=2 if quick else 8,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=2048,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    with torch.inference_mode():
-        hidden = model.model(input_ids=torch.arange(4, 68)[None]).last_hidden_state[0]
-        spread = float((hidden @ model.lm_head.weight[:4096].T).std())
-        model.lm_head.weight.data *= LOGIT_SPREAD / spread
-    return model
 
 
 def engine(setting: Setting, how: Search, *, reasoning: int | None = None) -> Callable[[], Any]:
@@ -113,7 +92,7 @@ def engine(setting: Setting, how: Search, *, reasoning: int | None = None) -> Ca
         found = search(session, hidden, tips, setting.trie_head, views, how)
         return time.process_time() - began, found
 
-    return lambda: over(setting.batches(), one)
+    return lambda: over(setting.rows, setting.batches(), one)
 
 
 def full_head(setting: Setting, beams: int, *, reasoning: int | None = None) -> Callable[[], Any]:
@@ -130,13 +109,14 @@ def full_head(setting: Setting, beams: int, *, reasoning: int | None = None) -> 
         found = peer.answer(state)
         return time.process_time() - began, found
 
-    return lambda: over(setting.batches(), one)
+    return lambda: over(setting.rows, setting.batches(AT_ONCE), one)
 
 
-def over(batches: list[dict[str, torch.Tensor]], one: Callable[..., Any]) -> Any:
-    """Mean seconds a batch, and what was found in all."""
+def over(rows: int, batches: list[dict[str, torch.Tensor]], one: Callable[..., Any]) -> Any:
+    """Mean seconds of so many rows, and what was found in all."""
     seconds, found = zip(*map(one, batches), strict=True)
-    return sum(seconds) / len(batches), [answer for answers in found for answer in answers]
+    every = sum(len(batch["input_ids"]) for batch in batches)
+    return sum(seconds) * rows / every, [answer for answers in found for answer in answers]
 
 
 def in_turns(calls: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, Any]:
@@ -170,17 +150,6 @@ def recall(exact: Sequence[Any], found: Sequence[Sequence[int]]) -> float:
     return sum(hits) / sum(len(e.found) for e in exact)
 
 
-def passes(trie: DescriptionTrie, sample: int = 2000) -> tuple[float, float]:
-    """Model passes a description after the prompt: token by token, and as the engine does."""
-    tokens, ours = [], []
-    for rank in np.random.default_rng(0).integers(0, len(trie), sample):
-        path = np.array(trie.path(int(rank)))
-        tokens.append(len(trie.tokens_of(int(rank))) - 1)
-        asks = (trie.degree(path) > 1) & (trie.hi[path] - trie.lo[path] > 1)
-        ours.append(int(asks.sum()))
-    return float(np.mean(tokens)), float(np.mean(ours))
-
-
 def answers(quick: bool, repetitions: int) -> tuple[list[Table], dict[str, Any]]:
     """The tables of answers and of whole calls, and their figures by rows and vocabulary."""
     answered = Table(
@@ -197,57 +166,76 @@ def answers(quick: bool, repetitions: int) -> tuple[list[Table], dict[str, Any]]
             tokens := token_lists("words", count, vocabulary), range(len(tokens)), END
         )
         trie_head = TrieHead(head, trie)
-        for rows in (1, 32):
+        for rows in (1, 32) if quick else (1, 32, MANY):
             setting = Setting(model, head, trie, trie_head, rows)
-            beam, best = Search(k=BEAMS, beams=BEAMS), Search(k=BEAMS, method="best_first")
-            runs = in_turns(
-                {
-                    "beam": engine(setting, beam),
-                    "best_first": engine(setting, best),
-                    "full_head": full_head(setting, BEAMS),
-                    "greedy": engine(setting, Search(k=1, method="greedy")),
-                    "full_head_greedy": full_head(setting, 1),
-                    "whole": engine(setting, beam, reasoning=REASONING),
-                    "full_head_whole": full_head(setting, BEAMS, reasoning=REASONING),
-                },
-                repetitions,
-            )
-            s = {name: seconds for name, (seconds, _) in runs.items()}
-            exact = runs["best_first"][1]
-            theirs = runs["full_head"][1]
-            check(setting, runs["beam"][1], theirs)
             key = f"R{rows}_V{'262k' if vocabulary == LARGE else '32k'}"
-            median = {name: float(np.median(v)) for name, v in s.items()}
-            figures[key] = {
-                "seconds": {name: v.round(5).tolist() for name, v in s.items()},
-                "answer": median["full_head"] / median["beam"],
-                "best_first": median["full_head"] / median["best_first"],
-                "greedy": median["full_head_greedy"] / median["greedy"],
-                "whole": median["full_head_whole"] / median["whole"],
-                "recall_beam": recall(exact, [[f.rank for f in o.found] for o in runs["beam"][1]]),
-                "recall_full_head": recall(exact, [[r for r, _ in b] for b in theirs]),
-                "exact_beams": float(np.mean([o.exact for o in runs["beam"][1]])),
-            }
-            f = figures[key]
-            name = key.replace("_", ", ")
-            console.print(f"answers: {name} done")
-            answered.add_row(
-                name,
-                *(shown(s[n], 1e-3) for n in ("full_head", "beam")),
-                *(f"{f[n]:.1f}x" for n in ("answer", "best_first", "greedy")),
-                f"{f['recall_full_head']:.2f}, {f['recall_beam']:.2f}",
-                f"{f['exact_beams']:.2f}",
-            )
-            whole.add_row(
-                name,
-                *(shown(s[n], 1e-3) for n in ("full_head_whole", "whole")),
-                f"{f['whole']:.1f}x",
-            )
+            figures[key] = one_setting(setting, 2 if rows == MANY else repetitions)
+            add_rows(answered, whole, key, figures[key])
+            console.print(f"answers: {key} done")
         if not quick and vocabulary == PIECES:
             figures["hf_generate"] = hf_generate(Setting(model, head, trie, trie_head, 1), tokens)
         del model, head, trie_head
         gc.collect()
     return [answered, whole], figures
+
+
+def one_setting(setting: Setting, repetitions: int) -> dict[str, Any]:
+    """Seconds, and ratios of medians, of the two decoders; of MANY rows the answer alone."""
+    beam, best = Search(k=BEAMS, beams=BEAMS), Search(k=BEAMS, method="best_first")
+    calls = {
+        "beam": engine(setting, beam),
+        "best_first": engine(setting, best),
+        "full_head": full_head(setting, BEAMS),
+    }
+    if setting.rows != MANY:
+        calls |= {
+            "greedy": engine(setting, Search(k=1, method="greedy")),
+            "full_head_greedy": full_head(setting, 1),
+            "whole": engine(setting, beam, reasoning=REASONING),
+            "full_head_whole": full_head(setting, BEAMS, reasoning=REASONING),
+        }
+    runs = in_turns(calls, repetitions)
+    beams, exact, theirs = (runs[name][1] for name in ("beam", "best_first", "full_head"))
+    check(setting, beams, theirs)
+    seconds = {name: run[0] for name, run in runs.items()}
+    pairs = {
+        "answer": ("full_head", "beam"),
+        "best_first": ("full_head", "best_first"),
+        "greedy": ("full_head_greedy", "greedy"),
+        "whole": ("full_head_whole", "whole"),
+    }
+    ratios = {
+        name: float(np.median(seconds[theirs]) / np.median(seconds[ours]))
+        for name, (theirs, ours) in pairs.items()
+        if ours in seconds
+    }
+    return ratios | {
+        "seconds": {name: times.round(5).tolist() for name, times in seconds.items()},
+        "recall_beam": recall(exact, [[f.rank for f in o.found] for o in beams]),
+        "recall_full_head": recall(exact, [[r for r, _ in b] for b in theirs]),
+        "exact_beams": float(np.mean([o.exact for o in beams])),
+    }
+
+
+def add_rows(answered: Table, whole: Table, key: str, figures: dict[str, Any]) -> None:
+    """One setting's rows in the two tables."""
+
+    def times(*names: str) -> list[str]:
+        return [shown(np.array(figures["seconds"][name]), 1e-3) for name in names]
+
+    name = key.replace("_", ", ")
+    answered.add_row(
+        name,
+        *times("full_head", "beam"),
+        *(
+            f"{figures[n]:.1f}x" if n in figures else "-"
+            for n in ("answer", "best_first", "greedy")
+        ),
+        f"{figures['recall_full_head']:.2f}, {figures['recall_beam']:.2f}",
+        f"{figures['exact_beams']:.2f}",
+    )
+    if "whole" in figures:
+        whole.add_row(name, *times("full_head_whole", "whole"), f"{figures['whole']:.1f}x")
 
 
 def hf_generate(setting: Setting, tokens: Any) -> dict[str, float]:
@@ -263,108 +251,6 @@ def hf_generate(setting: Setting, tokens: Any) -> dict[str, float]:
         both["hf"].append((time.process_time() - began) / len(prompts))
         both["ours"].append(ours()[0])
     return {name: float(np.median(v)) for name, v in both.items()}
-
-
-def head_costs(quick: bool, repetitions: int) -> Table:
-    """What the logits of one step cost: all of them, and the allowed ones alone."""
-    table = Table("one step's logits", "full head, ms", "allowed only, ms", "ratio", "edges")
-    for vocabulary in (PIECES,) if quick else (PIECES, LARGE):
-        head = Head(torch.randn(vocabulary, 128 if quick else 512))
-        trie = DescriptionTrie.build(
-            tokens := token_lists("words", 1_000 if quick else 100_000, vocabulary),
-            range(len(tokens)), END,
-        )  # fmt: skip
-        for rows in (1, 32, 256):
-            rng = np.random.default_rng(rows)
-            paths = [trie.path(int(r)) for r in rng.integers(0, len(trie), 20 * rows)]
-            states = np.array([p[0] for p in paths if trie.degree(np.array(p[:1]))[0] > 1][:rows])
-            hidden = torch.randn(len(states), head.weight.shape[1])
-            edges = trie.expand(states)
-            times: dict[str, list[float]] = {"full": [], "allowed": []}
-            for _ in range(repetitions + 1):
-                began = time.process_time()
-                head.full(hidden)
-                times["full"].append(time.process_time() - began)
-                began = time.process_time()
-                head.edges(hidden, edges.row, edges.token)
-                times["allowed"].append(time.process_time() - began)
-            full, allowed = (np.array(times[n][1:]) for n in ("full", "allowed"))
-            table.add_row(
-                f"R={rows}, V={vocabulary:,}", shown(full, 1e-3), shown(allowed, 1e-3),
-                f"{np.median(full) / np.median(allowed):.0f}x", f"{len(edges.row):,}",
-            )  # fmt: skip
-    return table
-
-
-def sharing(quick: bool, repetitions: int) -> tuple[Table, dict[str, float]]:
-    """One pass of 8 beams with 3 tokens each: branches of one row, or rows of their own."""
-    model = build_model(PIECES, quick=quick)
-    head = Head.of(model)
-    table = Table(
-        "8 beams x 3 tokens, one pass", "rows, caches copied, ms", "one tree, ms", "ratio"
-    )
-    figures = {}
-    for prompt in (96, 512) if quick else (96, 512, 1536):
-        ids = torch.from_numpy(np.random.default_rng(0).integers(4, PIECES, (1, prompt)))
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        times: dict[str, list[float]] = {"rows": [], "tree": []}
-        for _ in range(repetitions + 1):
-            with torch.inference_mode():
-                session = TorchSession(model, head)
-                session.prefill(batch)
-                token = np.arange(4, 4 + 3 * BEAMS)[None]
-                parent = np.arange(session.slots - 1, session.slots - 1 + 3 * BEAMS)[None]
-                parent[0, ::3] = session.slots - 1
-                # The first pass makes room; the second is what every later one is like.
-                session.extend(token, parent)
-                parent = parent + 3 * BEAMS
-                began = time.process_time()
-                session.extend(token, parent)
-                times["tree"].append(time.process_time() - began)
-                cache = DynamicCache()
-                model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-                cache.reorder_cache(torch.zeros(BEAMS, dtype=torch.long))
-                began = time.process_time()
-                cache.reorder_cache(torch.arange(BEAMS).roll(1))
-                model.model(
-                    input_ids=torch.from_numpy(token).view(BEAMS, 3),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                times["rows"].append(time.process_time() - began)
-        rows, tree = (np.array(times[n][1:]) for n in ("rows", "tree"))
-        ratio = float(np.median(rows) / np.median(tree))
-        figures[f"prompt_{prompt}"] = ratio
-        table.add_row(
-            f"prompt of {prompt} tokens", shown(rows, 1e-3), shown(tree, 1e-3), f"{ratio:.1f}x"
-        )
-    return table, figures
-
-
-def prefix(quick: bool, repetitions: int) -> tuple[Table, dict[str, float]]:
-    """Reading 32 prompts of 96 tokens of which all have the first ones in common."""
-    model = build_model(PIECES, quick=quick)
-    head = Head.of(model)
-    table = Table("prefill of 32 prompts, 96 tokens", "each, ms", "beginning once, ms", "ratio")
-    figures = {}
-    for common in (16, 48, 80):
-        ids = torch.from_numpy(np.random.default_rng(0).integers(4, PIECES, (32, 96)))
-        ids[:, :common] = ids[0, :common]
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        times: dict[str, list[float]] = {"each": [], "once": []}
-        for _ in range(repetitions + 1):
-            for name, least in (("each", 10**9), ("once", 1)):
-                session_module._WORTH_SHARING = least
-                session = TorchSession(model, head)
-                began = time.process_time()
-                with torch.inference_mode():
-                    session.prefill(batch)
-                times[name].append(time.process_time() - began)
-        each, once = (np.array(times[n][1:]) for n in ("each", "once"))
-        ratio = float(np.median(each) / np.median(once))
-        figures[f"common_{common}"] = ratio
-        table.add_row(f"{common} in common", shown(each, 1e-3), shown(once, 1e-3), f"{ratio:.2f}x")
-    return table, figures
 
 
 def a_million(repetitions: int) -> tuple[Table, dict[str, float]]:
@@ -428,7 +314,7 @@ def main() -> None:
         )
     ratios = {
         f"vs_full_head_{key}": figures[key]["answer"] if key in figures else None
-        for key in ("R1_V32k", "R1_V262k", "R32_V32k", "R32_V262k")
+        for key in (f"R{r}_V{v}" for r in (1, 32, MANY) for v in ("32k", "262k"))
     }
     if "hf_generate" in figures:
         ratios["vs_hf_generate_R1_V32k"] = (

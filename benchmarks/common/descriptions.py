@@ -10,16 +10,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import sentencepiece as spm
 
+from serendip.planning.embedded import EOS, UNK, train_pieces
 from serendip.planning.trie_build import TokenLists
 
-PAD, END, BOS, UNK = range(4)
+END = EOS
 PIECES = 32_768
 LARGE = 262_144  # the larger vocabulary that the pieces can be spread over
 
@@ -79,30 +79,8 @@ def tokenizer() -> spm.SentencePieceProcessor:
     """A BPE of PIECES pieces, with the settings of the project's embedded model."""
     path = _cached("pieces.model")
     if not path.exists():
-        model = BytesIO()
-        sample = [text for style in STYLES for text in _generate(style, _SAMPLE, seed=1)]
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample),
-            model_writer=model,
-            vocab_size=PIECES,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            pad_id=PAD,
-            eos_id=END,
-            bos_id=BOS,
-            unk_id=UNK,
-            pad_piece="<pad>",
-            eos_piece="<eos>",
-            bos_piece="<bos>",
-            unk_piece="<unk>",
-            minloglevel=2,
-        )
-        path.write_bytes(model.getvalue())
+        sample = (text for style in STYLES for text in _generate(style, _SAMPLE, seed=1))
+        path.write_bytes(train_pieces(sample, PIECES))
     pieces = spm.SentencePieceProcessor(model_file=str(path))
     assert pieces.get_piece_size() == PIECES
     return pieces

@@ -21,8 +21,9 @@ import torch
 from common import descriptions
 from common.descriptions import END, PIECES
 from common.timing import Times, interleaved, keep_memory
-from trie import prefixes, trie_root, trie_step
+from decoding.steps import prefixes, trie_root, trie_step
 
+from serendip.planning.embedded import BOS
 from serendip.planning.trie import DescriptionTrie
 
 
@@ -136,7 +137,7 @@ def _llguidance_tokenizer() -> Any:
 
     class Pieces:
         eos_token_id = END
-        bos_token_id = descriptions.BOS
+        bos_token_id = BOS
         tokens = descriptions.piece_bytes()
         special_token_ids = (0, 1, 2, 3)
 

@@ -6,7 +6,8 @@ once saved, nothing treats it in a special way. Knows no item and no plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,7 +47,7 @@ _CHAT_TEMPLATE = (
     "{{ '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-_PAD, _EOS, _BOS, _UNK = range(4)
+PAD, EOS, BOS, UNK = range(4)
 
 _IMAGE_SIDE, _PATCH, _TOKENS_PER_IMAGE = 48, 12, 4
 _VISION_WIDTH, _VISION_LAYERS, _VISION_HEADS = 96, 3, 3
@@ -65,7 +66,7 @@ def build_embedded(corpus: Sequence[str], vocabulary: int, seed: int) -> Mllm:
         chat_template=_CHAT_TEMPLATE,
         image_seq_length=_TOKENS_PER_IMAGE,
     )
-    end = [_EOS, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    end = [EOS, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     text = Gemma3TextConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=_WIDTH,
@@ -78,9 +79,9 @@ def build_embedded(corpus: Sequence[str], vocabulary: int, seed: int) -> Mllm:
         max_position_embeddings=2048,
         sliding_window=512,
         layer_types=["full_attention"] * _LAYERS,
-        pad_token_id=_PAD,
-        eos_token_id=_EOS,
-        bos_token_id=_BOS,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=BOS,
     )
     vision = SiglipVisionConfig(
         hidden_size=_VISION_WIDTH,
@@ -106,16 +107,16 @@ def build_embedded(corpus: Sequence[str], vocabulary: int, seed: int) -> Mllm:
     projection = model.model.multi_modal_projector.mm_input_projection_weight
     torch.nn.init.normal_(projection, std=_VISION_WIDTH**-0.5)
     model.generation_config = GenerationConfig(
-        do_sample=False, pad_token_id=_PAD, eos_token_id=end, bos_token_id=_BOS
+        do_sample=False, pad_token_id=PAD, eos_token_id=end, bos_token_id=BOS
     )
     return Mllm(model, processor)
 
 
 def _train_tokenizer(corpus: Sequence[str], vocabulary: int) -> GemmaTokenizer:
     with TemporaryDirectory() as folder:
-        prefix = Path(folder) / "spm"
+        path = Path(folder) / "spm.model"
         try:
-            _train_pieces(corpus, vocabulary, prefix)
+            path.write_bytes(train_pieces(corpus, vocabulary, _SPECIAL + _NEWLINES))
         except RuntimeError as e:
             raise InvalidRequest(
                 f"the catalogue's texts do not fit it ({str(e).splitlines()[-1].strip()})",
@@ -123,7 +124,7 @@ def _train_tokenizer(corpus: Sequence[str], vocabulary: int) -> GemmaTokenizer:
                 value=vocabulary,
                 remedy="Raise it above the number of different characters.",
             ) from e
-        parts = SentencePieceExtractor(f"{prefix}.model").extract(BPE)
+        parts = SentencePieceExtractor(str(path)).extract(BPE)
     return GemmaTokenizer(
         vocab=parts["vocab"],
         merges=parts["merges"],
@@ -144,10 +145,17 @@ def _train_tokenizer(corpus: Sequence[str], vocabulary: int) -> GemmaTokenizer:
     )
 
 
-def _train_pieces(corpus: Sequence[str], vocabulary: int, prefix: Path) -> None:
+def train_pieces(corpus: Iterable[str], vocabulary: int, symbols: Sequence[str] = ()) -> bytes:
+    """A SentencePiece BPE model that keeps every character, and its white space, as it is.
+
+    Args:
+        vocabulary: pieces at most, the four special ones and ``symbols`` among them.
+        symbols: texts that are always a piece of their own.
+    """
+    model = BytesIO()
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
-        model_prefix=str(prefix),
+        model_writer=model,
         vocab_size=vocabulary,
         model_type="bpe",
         byte_fallback=True,
@@ -157,14 +165,16 @@ def _train_pieces(corpus: Sequence[str], vocabulary: int, prefix: Path) -> None:
         remove_extra_whitespaces=False,
         split_digits=True,
         hard_vocab_limit=False,
-        pad_id=_PAD,
-        eos_id=_EOS,
-        bos_id=_BOS,
-        unk_id=_UNK,
+        pad_id=PAD,
+        eos_id=EOS,
+        bos_id=BOS,
+        unk_id=UNK,
         pad_piece="<pad>",
         eos_piece="<eos>",
         bos_piece="<bos>",
         unk_piece="<unk>",
-        user_defined_symbols=_SPECIAL + _NEWLINES,
+        user_defined_symbols=list(symbols),
         minloglevel=2,
     )
+    trained: bytes = model.getvalue()
+    return trained

@@ -16,7 +16,7 @@ import torch
 from serendip.core import CorruptArtifact
 
 Double = npt.NDArray[np.float64]
-Long = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer]
 Method = Literal["unique", "by_row", "full"]
 
 # What it costs to touch one row of W (d numbers) in a product with H hidden states, in units of
@@ -85,7 +85,7 @@ class Head:
     def vocabulary(self) -> int:
         return int(self.weight.shape[0])
 
-    def select(self, tokens: npt.NDArray[np.integer]) -> Head:
+    def select(self, tokens: Integers) -> Head:
         """The head of some tokens alone, in their order: its rows are copied side by side.
 
         In float32 at least, so that scores of a model in half precision are not rounded to it.
@@ -100,7 +100,7 @@ class Head:
         return self._finish(torch.nn.functional.linear(given, self.weight, self.bias))
 
     def edges(
-        self, hidden: torch.Tensor, row: Long, token: npt.NDArray[np.integer],
+        self, hidden: torch.Tensor, row: Integers, token: Integers,
         method: Method | None = None,
     ) -> Double:  # fmt: skip
         """float64[E]: the logit of ``token[e]`` at hidden state ``row[e]``.
@@ -114,14 +114,16 @@ class Head:
             method = cheapest(len(hidden), token, self.vocabulary)
         if method == "by_row":
             return self._by_row(hidden, row, token)
-        if method == "unique":
-            if len(hidden) == 1:
-                return _double(self.select(token).full(hidden)[0])
+        column = token
+        if method == "full":
+            z = self.full(hidden)
+        elif len(hidden) == 1:
+            return _double(self.select(token).full(hidden)[0])
+        else:
             distinct, column = np.unique(token, return_inverse=True)
             z = self.select(distinct).full(hidden)
-        else:
-            z, column = self.full(hidden), token
-        flat = torch.from_numpy(row * z.shape[1] + column).to(z.device)
+        # In int64: H x V outgrows int32.
+        flat = torch.from_numpy(row.astype(np.int64) * z.shape[1] + column).to(z.device)
         return _double(z.reshape(-1)[flat])
 
     def log_norm(self, hidden: torch.Tensor) -> Double:
@@ -134,7 +136,7 @@ class Head:
             total = torch.logaddexp(total, z.double().logsumexp(dim=1))
         return _double(total)
 
-    def _by_row(self, hidden: torch.Tensor, row: Long, token: npt.NDArray[np.integer]) -> Double:
+    def _by_row(self, hidden: torch.Tensor, row: Integers, token: Integers) -> Double:
         found = np.empty(len(row))
         for at in range(0, len(row), _CHUNK_EDGES):
             part = slice(at, at + _CHUNK_EDGES)
@@ -153,7 +155,7 @@ class Head:
         return z
 
 
-def cheapest(hidden_states: int, token: npt.NDArray[np.integer], vocabulary: int) -> Method:
+def cheapest(hidden_states: int, token: Integers, vocabulary: int) -> Method:
     """The cheapest way to the logits of edges, by a model of memory and arithmetic.
 
     One GEMM over the distinct tokens computes each for every hidden state; a product an edge

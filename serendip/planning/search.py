@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 
 from serendip.core import InvalidRequest, SerendipError
-from serendip.planning.head import Head
+from serendip.planning.head import Head, Integers
 from serendip.planning.reader import Read, Reader
 from serendip.planning.session import Session
 from serendip.planning.trie import START, DescriptionTrie, Runs
@@ -320,7 +320,7 @@ class _Pools:
         self._into_pools(edges[live], prompt[live])
 
     def _edges(
-        self, above: Entries, row: Long, state: Long, z: Double, norm: Double, mass: Double,
+        self, above: Entries, row: Integers, state: Integers, z: Double, norm: Double, mass: Double,
         owner: Sequence[int],
     ) -> Entries:  # fmt: skip
         """Entries of E edges, ragged over H expanded ones.
@@ -411,7 +411,7 @@ def _log_sum_exp(z: Double) -> Double:
     return result
 
 
-def _log_sum_exp_by_row(z: Double, row: Long) -> Double:
+def _log_sum_exp_by_row(z: Double, row: Integers) -> Double:
     """float64[H] of E logits, ragged over H rows of which none is empty."""
     first = np.flatnonzero(np.diff(row, prepend=-1))
     top = np.maximum.reduceat(z, first)

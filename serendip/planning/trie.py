@@ -24,6 +24,7 @@ from serendip.planning.trie_build import Duplicates, Int, Long, TokenLists, buil
 from serendip.planning.views import Mask, View
 
 START = 0  # the state before the first token
+_LONG = 512  # mean number of children from which on their tokens are copied by the run
 _ARRAYS = ("token", "first_child", "lo", "hi", "node_of_rank", "text", "text_start")
 
 
@@ -32,14 +33,14 @@ class Expansion:
     """The children of many states, ragged: E edges over R rows.
 
     Attributes:
-        row: int64[E], which of the given states the edge leaves, ascending.
+        row: int32[E], which of the given states the edge leaves, ascending.
         token: int32[E].
-        state: int64[E], the state that the edge leads to.
+        state: int32[E], the state that the edge leads to.
     """
 
-    row: Long
+    row: Int
     token: Int
-    state: Long
+    state: Int
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,19 @@ class DescriptionTrie:
         """The children of each of R states, row by row."""
         if len(states) == 1:
             only = self.children(int(states[0]))
-            state = np.arange(only.start, only.stop)
-            return Expansion(np.zeros(len(state), np.int64), self.token[only], state)
-        first = self.first_child[states]
-        degree = self.first_child[states + 1] - first
-        last = degree.cumsum()
-        row = np.arange(len(degree)).repeat(degree)
-        state = np.arange(len(row))
+            state = np.arange(only.start, only.stop, dtype=np.int32)
+            return Expansion(np.zeros(len(state), np.int32), self.token[only], state)
+        first, after = self.first_child[states], self.first_child[states + 1]
+        degree = after - first
+        last = degree.cumsum(dtype=np.int32)
+        row = np.arange(len(degree), dtype=np.int32).repeat(degree)
+        state = np.arange(len(row), dtype=np.int32)
         state += (first - (last - degree)).repeat(degree)
-        return Expansion(row, self.token[state], state)
+        if len(row) < _LONG * len(degree):
+            return Expansion(row, self.token.take(state), state)
+        # Siblings lie side by side, and copying many beats taking each.
+        runs = [self.token[i:j] for i, j in zip(first.tolist(), after.tolist(), strict=True)]
+        return Expansion(row, np.concatenate(runs), state)
 
     def runs(self, states: npt.NDArray[np.integer], *, whole: bool = False) -> Runs:
         """From each of E states on through all states with one child: the radix edges.
