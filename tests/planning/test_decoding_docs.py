@@ -1,23 +1,19 @@
 """The worked example of docs/decoding.md is what the engine does."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from draw_trie import WORDS, build, draw
 
 from serendip.planning.head import Head
 from serendip.planning.search import Search, TrieHead, search
 from serendip.planning.session import NOWHERE
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-
-from draw_trie import WORDS, build, draw  # noqa: E402
-
-PAGE = (ROOT / "docs" / "decoding.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "decoding.md").read_text()
 # The page's table: after these words, the model gives these words these probabilities.
 TABLE = {
     "": {"sea": 0.30, "bike": 0.10},
@@ -101,5 +97,5 @@ def test_the_scores_of_the_page_are_the_engine_s():
 def test_the_picture_of_the_page_is_drawn_from_the_trie(tmp_path):
     draw(build(), str(tmp_path / "again.svg"))
     texts = [re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
-             for path in (tmp_path / "again.svg", ROOT / "docs" / "radix-trie.svg")]  # fmt: skip
+             for path in (tmp_path / "again.svg", DOCS / "radix-trie.svg")]  # fmt: skip
     assert texts[0] == texts[1] != []
