@@ -161,7 +161,7 @@ class DescriptionTrie:
         row = np.arange(len(degree), dtype=np.int32).repeat(degree)
         state = np.arange(len(row), dtype=np.int32)
         state += (first - (last - degree)).repeat(degree)
-        if len(row) < _LONG * len(degree):
+        if len(row) <= _LONG * len(degree):
             return Expansion(row, self.token.take(state), state)
         # Siblings lie side by side, and copying many beats taking each.
         runs = [self.token[i:j] for i, j in zip(first.tolist(), after.tolist(), strict=True)]
