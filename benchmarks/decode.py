@@ -35,7 +35,7 @@ from peers.full_head import FullHead
 from peers.hf_generate import generate_with_dict_trie
 from rich.table import Table
 
-from serendip.planning import session as session_module
+from serendip.planning import layout
 from serendip.planning.decode import decode
 from serendip.planning.head import Head
 from serendip.planning.search import Search, TrieHead, search
@@ -300,9 +300,9 @@ def main() -> None:
     console.print(head_costs(quick, repetitions))
     table, shared = sharing(quick, repetitions)
     console.print(table)
-    worth = session_module._WORTH_SHARING
+    worth = layout._WORTH_SHARING
     table, prefixes = prefix(quick, repetitions)
-    session_module._WORTH_SHARING = worth
+    layout._WORTH_SHARING = worth
     console.print(table)
     tables, figures = answers(quick, repetitions)
     console.print(*tables)

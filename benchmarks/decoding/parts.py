@@ -12,7 +12,7 @@ from common.timing import shown
 from rich.table import Table
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from serendip.planning import session as session_module
+from serendip.planning import layout
 from serendip.planning.head import Head
 from serendip.planning.session import TorchSession
 from serendip.planning.trie import DescriptionTrie
@@ -143,7 +143,7 @@ def prefix(quick: bool, repetitions: int) -> tuple[Table, dict[str, float]]:
         times: dict[str, list[float]] = {"each": [], "once": []}
         for _ in range(repetitions + 1):
             for name, least in (("each", 10**9), ("once", 1)):
-                session_module._WORTH_SHARING = least
+                layout._WORTH_SHARING = least
                 session = TorchSession(model, head)
                 began = time.process_time()
                 with torch.inference_mode():

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from serendip.planning.layout import NOWHERE, Long
 from serendip.planning.mllm import Batch
 from serendip.planning.search import Outcome, Search, TrieHead, search
-from serendip.planning.session import NOWHERE, Session
+from serendip.planning.session import Session
 from serendip.planning.views import View
 from serendip.progress import Seconds, timed
-
-Long = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from serendip.planning.session import NOWHERE, Session
+from serendip.planning.layout import NOWHERE, Long
+from serendip.planning.session import Session
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
-
-Long = npt.NDArray[np.int64]
 
 # Rows of a session are given up when this share of them or less is still searched.
 _WORTH_KEEPING = 0.75

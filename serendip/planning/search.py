@@ -32,12 +32,12 @@ import torch
 
 from serendip.core import InvalidRequest, SerendipError
 from serendip.planning.head import Head, Integers
+from serendip.planning.layout import Long
 from serendip.planning.reader import Read, Reader
 from serendip.planning.session import Session
 from serendip.planning.trie import START, DescriptionTrie, Runs
 from serendip.planning.views import View, Views
 
-Long = npt.NDArray[np.int64]
 Double = npt.NDArray[np.float64]
 Entries = npt.NDArray[Any]
 

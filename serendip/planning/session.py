@@ -1,9 +1,8 @@
 """A torch model seen as the decoder sees every model: prefill, extend, reorder, hidden states.
 
-Each row of a session is a prompt and, after it, a *tree* of tokens: a new token names the slot
-that it follows and sees the prompt and its own ancestors, nothing else (tree attention, as in
-SpecInfer, arXiv 2305.09781). So all beams of a prompt share its keys and values, no beam is ever
-copied, and a run of forced tokens is one pass. Knows no trie and no tokenizer.
+All beams of a prompt are branches of one tree of tokens (see layout): they share its keys and
+values, no beam is ever copied, and a run of forced tokens is one pass. Knows no trie and no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -19,18 +18,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from serendip.core import CorruptArtifact
 from serendip.planning.head import Head
+from serendip.planning.layout import ROOM, Bool, Long, TokenTrees, prompt_sees, share, shared_tokens
 from serendip.planning.mllm import Batch
-
-Long = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
-
-NOWHERE = -1  # the parent of a token that is padding
-_ROOM = 64  # slots that a cache grows by, at least
 
 # Architectures whose prompts are causal but for what ``_prompt_sees`` knows of, as tests prove.
 _CAUSAL_PROMPTS = frozenset({"gemma3", "gemma3_text", "idefics3", "llama", "qwen2_5_vl", "smolvlm"})
-_WORTH_SHARING = 64  # tokens that need not be read, for one more pass
-_SHARED_PART = 0.125  # of the longest prompt
 _PER_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 
@@ -68,59 +60,6 @@ class Session(Protocol):
         ...
 
 
-class TokenTrees:
-    """Which slots each slot of each row sees, and how many tokens come before it on its path.
-
-    Attributes:
-        slots: how many slots a row has.
-    """
-
-    def __init__(self, prompt_mask: Bool) -> None:
-        """Takes bool[R, T], which slots of the prompts hold a token."""
-        rows, self.slots = prompt_mask.shape
-        self._first = self.slots - 1  # the slot of the prompts' last tokens: parents begin here
-        self._sees = np.zeros((rows, 1 + _ROOM, self.slots + _ROOM), bool)
-        self._sees[:, 0, : self.slots] = prompt_mask
-        self._depth = np.zeros((rows, self.slots + _ROOM), np.int64)
-        self._depth[:, : self.slots] = prompt_mask.cumsum(axis=1) - 1
-
-    def append(self, parent: Long) -> Bool:
-        """Adds Q slots a row; returns bool[R, Q, slots], what each sees, itself included."""
-        rows, wide = parent.shape
-        self._grow(wide)
-        at = self.slots - self._first
-        everyone = np.arange(rows)
-        for q in range(wide):
-            real = parent[:, q] != NOWHERE
-            above = np.where(real, parent[:, q], self._first)
-            sees = self._sees[everyone, above - self._first] & real[:, None]
-            sees[:, self.slots + q] = True
-            self._sees[:, at + q] = sees
-            self._depth[:, self.slots + q] = (self._depth[everyone, above] + 1) * real
-        self.slots += wide
-        return self._sees[:, at : at + wide, : self.slots]
-
-    def depth(self) -> Long:
-        """int64[R, slots]; 0 for padding."""
-        return self._depth[:, : self.slots]
-
-    def reorder(self, rows: Long) -> None:
-        """See Session."""
-        self._sees, self._depth = self._sees[rows], self._depth[rows]
-
-    def _grow(self, wide: int) -> None:
-        rows, parents, slots = self._sees.shape
-        lacking = self.slots + wide - slots
-        if lacking <= 0:
-            return
-        more = max(lacking, _ROOM, parents // 2)
-        sees = np.zeros((rows, parents + more, slots + more), bool)
-        sees[:, :parents, :slots] = self._sees
-        depth = np.zeros((rows, slots + more), np.int64)
-        depth[:, :slots] = self._depth
-        self._sees, self._depth = sees, depth
-
-
 class TorchSession:
     """One batch in flight on a causal or image-text model of transformers."""
 
@@ -147,11 +86,12 @@ class TorchSession:
         # Where images stand, positions are not counts of tokens.
         after = position.masked_fill(~mask, -1).amax(dim=-1).reshape(-1, len(mask)).amax(dim=0) + 1
         self._shift = (after - mask.sum(dim=1))[:, None]
-        shared = self._shared_tokens(batch["input_ids"], mask)
-        slots = mask
-        if shared:
-            slots = torch.cat([mask.new_ones(len(mask), shared), _rest(mask, shared)], dim=1)
-        self._trees = TokenTrees(slots.cpu().numpy())
+        shared = 0
+        if self._config.model_type in _CAUSAL_PROMPTS:
+            image_token = getattr(self._config, "image_token_id", None)
+            shared = shared_tokens(_numpy(batch["input_ids"]), _numpy(mask), image_token)
+        slots = share(_numpy(mask), shared)
+        self._trees = TokenTrees(slots)
         self.slots = self._trees.slots
         if not shared:
             out = self._run(batch | {"position_ids": position})
@@ -160,7 +100,9 @@ class TorchSession:
             once = torch.arange(shared, device=mask.device)[None]
             self._run({"input_ids": row[None, :shared], "position_ids": once})
             self._cache.reorder_cache(torch.zeros(len(mask), dtype=torch.long, device=mask.device))
-            sees = self._prompt_sees(batch, slots, shared)
+            # Gemma 3: the tokens of an image see each other.
+            image = _numpy(batch["token_type_ids"] == 1) if "token_type_ids" in batch else None
+            sees = prompt_sees(slots, shared, image)
             rest = {k: v for k, v in batch.items() if k not in _PER_TOKEN}
             rest["input_ids"] = batch["input_ids"][:, shared:]
             rest["position_ids"] = position[..., shared:]
@@ -205,37 +147,6 @@ class TorchSession:
             )[0]
             return found
         return (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-
-    def _shared_tokens(self, ids: torch.Tensor, mask: torch.Tensor) -> int:
-        """How many first tokens all prompts have in common, before any image; 0 if few."""
-        if len(ids) == 1 or self._config.model_type not in _CAUSAL_PROMPTS:
-            return 0
-        image = getattr(self._config, "image_token_id", None)
-        rows = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
-        shared = 0
-        for tokens in zip(*(row[:-1] for row in rows), strict=False):
-            if len(set(tokens)) > 1 or tokens[0] == image:
-                break
-            shared += 1
-        # The masks of the rest are written out: a small part of a long prompt is not worth that.
-        worth = shared * (len(rows) - 1) >= _WORTH_SHARING
-        return shared if worth and shared >= _SHARED_PART * ids.shape[1] else 0
-
-    def _prompt_sees(self, batch: Batch, slots: torch.Tensor, shared: int) -> Bool:
-        """bool[R, Q, T]: what each prompt token after the shared ones sees."""
-        order = self._trees.depth()
-        real = slots.cpu().numpy()
-        sees: Bool = order[:, None, :] <= order[:, shared:, None]
-        if "token_type_ids" in batch:  # Gemma 3: the tokens of an image see each other
-            image = (batch["token_type_ids"] == 1).cpu().numpy() & real
-            image[:, :shared] = False
-            opens = image & ~np.pad(image, ((0, 0), (1, 0)))[:, :-1]
-            block = np.where(image, opens.cumsum(axis=1), 0)
-            sees |= (block[:, shared:, None] == block[:, None, :]) & image[:, shared:, None]
-        sees &= real[:, None, :]
-        itself = np.arange(sees.shape[1])
-        sees[:, itself, shared + itself] = True
-        return sees
 
     def _masks(self, sees: Bool) -> torch.Tensor | dict[str, torch.Tensor]:
         if self._window is None:
@@ -312,12 +223,11 @@ class _GrowingLayer(DynamicLayer):
         self._room = []
 
 
-def _rest(mask: torch.Tensor, shared: int) -> torch.Tensor:
-    """bool[R, T - shared]: the real tokens of left-padded prompts that are not shared."""
-    return (mask & (mask.cumsum(dim=1) > shared))[:, shared:]
+def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    return tensor.cpu().numpy()
 
 
 def _with_room(states: torch.Tensor, total: int) -> torch.Tensor:
-    room = states.new_empty(*states.shape[:-2], total + max(_ROOM, total // 4), states.shape[-1])
+    room = states.new_empty(*states.shape[:-2], total + max(ROOM, total // 4), states.shape[-1])
     room[..., : states.shape[-2], :] = states
     return room

@@ -9,8 +9,8 @@ import torch
 from draw_trie import WORDS, build, draw
 
 from serendip.planning.head import Head
+from serendip.planning.layout import NOWHERE
 from serendip.planning.search import Search, TrieHead, search
-from serendip.planning.session import NOWHERE
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "decoding.md").read_text()

@@ -15,10 +15,11 @@ from transformers import (
 )
 
 from serendip.core import CorruptArtifact
-from serendip.planning import session as session_module
+from serendip.planning import layout
 from serendip.planning.head import Head
+from serendip.planning.layout import NOWHERE
 from serendip.planning.prompt import STYLES, Content, build_prompt
-from serendip.planning.session import NOWHERE, TorchSession, check_trees
+from serendip.planning.session import TorchSession, check_trees
 
 
 def picture(seed, height=40, width=40):
@@ -74,8 +75,8 @@ TREES = [
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "each"])
 @torch.inference_mode()
 def test_every_token_of_a_tree_is_the_end_of_its_own_branch(mllm, pictures, share, monkeypatch):
-    monkeypatch.setattr(session_module, "_WORTH_SHARING", 1 if share else 10_000)
-    monkeypatch.setattr(session_module, "_SHARED_PART", 0)
+    monkeypatch.setattr(layout, "_WORTH_SHARING", 1 if share else 10_000)
+    monkeypatch.setattr(layout, "_SHARED_PART", 0)
     given = prompts(pictures)
     session = TorchSession(mllm.model, Head.of(mllm.model))
     hidden = session.prefill(mllm.encode(given))
