@@ -110,6 +110,12 @@ class PlansConfig(Section):
     clusters: int = Field(8, ge=1, le=8)
     beams: int = Field(12, ge=1, le=256)
     max_reasoning_tokens: int = Field(48, ge=1)
+    # "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3 checkpoints; "auto":
+    # where there are such graphs.
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
+    # Processes with a planner each, and decoding processes beside each of them.
+    workers: int = Field(1, ge=1, le=256)
+    decoders: int = Field(1, ge=1, le=64)
     batch_size: int = Field(64, ge=1)
     chunk_items: int = Field(256, ge=1)
 

@@ -29,7 +29,8 @@ from serendip.planning.examples import (
     training_prompt,
 )
 from serendip.planning.mllm import IGNORED, Mllm, answer_loss
-from serendip.planning.planner import Planner
+from serendip.planning.onnx_session import can_export, export_graphs
+from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
 from serendip.planning.prompt import (
     ANSWER,
@@ -102,6 +103,8 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         )  # fmt: skip
         history = _finetune(config, planner, examples, validation, descriptions, draft.path)
         mllm.save(draft.path / "checkpoint")
+        if can_export(mllm.model):
+            export_graphs(mllm.model, draft.path / GRAPHS)
         trie.save(draft.path / "trie")
         (draft.path / "history.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in history)

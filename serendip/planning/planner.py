@@ -16,13 +16,16 @@ from serendip.core import CorruptArtifact, Plan, PlannedCluster
 from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
+from serendip.planning.onnx_session import Graphs, OnnxSession
 from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
 from serendip.planning.search import Search, TrieHead
-from serendip.planning.session import TorchSession, check_trees
+from serendip.planning.session import Session, TorchSession, check_trees
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
+
+GRAPHS = "onnx"  # the folder of the exported graphs in a planner artefact
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Planner:
         search: beams and bounds of the decoding.
         seconds: what each stage of planning has taken so far.
         level, level_gap: what makes a cluster serendipitous.
+        graphs: what runs the checkpoint instead of torch, or None.
     """
 
     mllm: Mllm
@@ -45,6 +49,7 @@ class Planner:
     search: PlansConfig
     version: str
     seconds: Seconds = field(default_factory=dict)
+    graphs: Graphs | None = None
 
     @classmethod
     def open(cls, artifact: Artifact, nodes: Nodes, search: PlansConfig) -> Planner:
@@ -70,6 +75,7 @@ class Planner:
             config=PlannerConfig.model_validate(artifact.config["planner"]),
             search=search,
             version=artifact.version,
+            graphs=_open_graphs(artifact, search),
         )
 
     @property
@@ -171,8 +177,11 @@ class Planner:
         check_trees(self.mllm.model, head)
         return TrieHead(head, self.trie)
 
-    def _session(self) -> TorchSession:
-        return TorchSession(self.mllm.model, self._trie_head.head)
+    def _session(self) -> Session:
+        head = self._trie_head.head
+        if self.graphs is not None:
+            return OnnxSession(self.graphs, head, self.mllm.model.config.image_token_id)
+        return TorchSession(self.mllm.model, head)
 
     def _texts(self) -> list[str]:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]
@@ -189,3 +198,11 @@ class Planner:
             serendipitous=own is not None
             and self.nodes.is_serendipitous(own, node_id, self.level_gap),
         )
+
+
+def _open_graphs(artifact: Artifact, search: PlansConfig) -> Graphs | None:
+    """What runs a planner's checkpoint under ``plans.runtime``; None for torch itself."""
+    folder = artifact.path / GRAPHS
+    if search.runtime == "torch" or (not folder.exists() and search.runtime == "auto"):
+        return None
+    return Graphs(folder)

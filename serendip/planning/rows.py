@@ -1,0 +1,118 @@
+"""Rows of bulk planning: the outcome for each item, in chunk files that are the commits.
+
+A chunk appears under its name only when it is whole. Plans stay serialised: nothing here, nor in
+the job, has to look into one. Knows no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serendip.catalog.media import media_hash
+from serendip.core import Item, MediaError
+
+# plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
+SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("stale_key", pa.string()),
+        ("plan", pa.binary()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome for one item of the corpus.
+
+    Attributes:
+        stale_key: tree, planner, prompt and media that it was made of.
+        plan: a serialised serendip.v1.Plan; None if the item was quarantined.
+        reason: why it was quarantined.
+    """
+
+    item_id: str
+    stale_key: str
+    plan: bytes | None
+    reason: str = ""
+
+
+def stale_keys(items: Sequence[Item], made_of: Sequence[object], text_chars: int) -> list[str]:
+    """What each item's plan is made of: it is stale when this differs.
+
+    Args:
+        made_of: what all plans share: tree, planner, prompt and search.
+        text_chars: how much of an item's text its prompt shows.
+    """
+    shared = "/".join(map(str, made_of))
+    return [f"{shared}/{_media_hash(item)}/{_words_hash(item, text_chars)}" for item in items]
+
+
+def _words_hash(item: Item, text_chars: int) -> str:
+    words = f"{item.title}\0{item.text[:text_chars]}"
+    return hashlib.sha256(words.encode()).hexdigest()[:8]
+
+
+def _media_hash(item: Item) -> str:
+    try:
+        return media_hash(item)
+    except MediaError as e:  # quarantined later, and tried again when the reason changes
+        return hashlib.sha256(str(e).encode()).hexdigest()[:16]
+
+
+class Chunks:
+    """The chunk files of one folder. One process writes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes a folder, which is made; what an interrupted run left unfinished is removed."""
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob("*.partial"):
+            leftover.unlink()
+        self._folder = folder
+        self._next = 1 + max((int(path.stem) for path in self.paths()), default=-1)
+
+    def paths(self) -> list[Path]:
+        """The chunks' files, the first written first."""
+        return sorted(self._folder.glob("*.parquet"))
+
+    def commit(self, rows: pa.Table | Sequence[Row]) -> None:
+        """Adds a chunk; none of it is lost any more."""
+        if not isinstance(rows, pa.Table):
+            rows = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
+        if not len(rows):
+            return
+        name = f"{self._next:06d}"
+        partial = self._folder / f"{name}.partial"
+        pq.write_table(rows, partial)
+        partial.rename(self._folder / f"{name}.parquet")
+        self._next += 1
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Every chunk."""
+        for path in self.paths():
+            yield pq.read_table(path, schema=SCHEMA)
+
+    def item_ids(self) -> set[str]:
+        """Of all rows."""
+        found: set[str] = set()
+        for path in self.paths():
+            found.update(pq.read_table(path, columns=["item_id"]).column(0).to_pylist())
+        return found
+
+
+def not_stale(earlier: pa.Table, item_ids: pa.Array, keys: pa.Array, done: set[str]) -> pa.Table:
+    """The rows of a chunk that still hold for a corpus of ``item_ids`` with stale ``keys``."""
+    at = pc.index_in(earlier.column("item_id"), item_ids)
+    fits = pc.equal(keys.take(at.combine_chunks()), earlier.column("stale_key").combine_chunks())
+    kept = earlier.filter(pc.fill_null(fits, False))
+    if not done:
+        return kept
+    return kept.filter(pc.invert(pc.is_in(kept.column("item_id"), pa.array(sorted(done)))))

@@ -1,0 +1,248 @@
+"""Workers of the bulk job: each opens the planner once, and decodes media while the model runs.
+
+A worker takes leases, which are batches of items; two at a time, so that the pictures of the next
+one are decoded while the model is at this one. The job alone writes: a worker that is killed
+loses what it had in hand, and that is leased again. Knows no artefact but the planner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from threading import Lock
+from typing import Any
+
+from serendip.artifacts import Artifact
+from serendip.config import PlansConfig
+from serendip.core import Item, SerendipError
+from serendip.planning.decoders import Decoders, processes
+from serendip.planning.plan_store import encode_plan
+from serendip.planning.prompt import STYLES, Content
+from serendip.planning.rows import Row
+from serendip.progress import Seconds, timed
+from serendip.tree.cluster_tree import Nodes
+
+_AHEAD = 2  # leases that a worker has in hand
+_DEATHS = 10  # of workers, one after the other, without a lease done between them
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item to be planned.
+
+    Attributes:
+        own_id: its cluster at the planning level.
+        stale_key: what its plan will be made of.
+    """
+
+    item: Item
+    own_id: int
+    stale_key: str
+
+
+Lease = Sequence[Task]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A lease that was planned: one row a task, in order, and the seconds of each stage."""
+
+    rows: list[Row]
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is made of; goes to other processes and machines.
+
+    Attributes:
+        threads: of the model.
+        style, frames: what is decoded.
+    """
+
+    planner: Artifact
+    nodes: Nodes
+    plans: PlansConfig
+    threads: int
+    style: str
+    frames: int
+
+
+class Worker:
+    """A planner and its decoders. ``plan`` may be called from two threads."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Opens the planner. Raises CorruptArtifact."""
+        import torch
+
+        from serendip.planning.planner import Planner
+
+        torch.set_num_threads(setup.threads)
+        self._decoders = Decoders(setup.plans.decoders, STYLES[setup.style], setup.frames)
+        self._planner = Planner.open(setup.planner, setup.nodes, setup.plans)
+        self._model = Lock()
+
+    def plan(self, lease: Lease) -> Done:
+        """Plans a lease: exactly one row a task."""
+        seconds: Seconds = {}
+        with timed(seconds, "media"):
+            contents = self._decoders.load([task.item for task in lease])
+        with self._model:
+            rows = self._plan(lease, contents)
+            seconds |= self._planner.seconds
+            self._planner.seconds.clear()
+        return Done(rows, seconds)
+
+    def _plan(self, lease: Lease, contents: Sequence[Content | str]) -> list[Row]:
+        reasons = [c if isinstance(c, str) else "" for c in contents]
+        good = [i for i, c in enumerate(contents) if not isinstance(c, str)]
+        plans = self._try(lease, contents, good)
+        if isinstance(plans, SerendipError):  # one of them cannot be put to the model
+            plans = {}
+            for i in good:
+                alone = self._try(lease, contents, [i])
+                if isinstance(alone, SerendipError):
+                    reasons[i] = str(alone)
+                else:
+                    plans |= alone
+        return [
+            Row(task.item.item_id, task.stale_key, plans.get(i), reasons[i])
+            for i, task in enumerate(lease)
+        ]
+
+    def _try(
+        self, lease: Lease, contents: Sequence[Content | str], at: Sequence[int]
+    ) -> dict[int, bytes] | SerendipError:
+        chosen = [(lease[i], contents[i]) for i in at]
+        try:
+            made = self._planner.plan(
+                [content for _, content in chosen if not isinstance(content, str)],
+                [task.own_id for task, _ in chosen],
+                item_ids=[task.item.item_id for task, _ in chosen],
+            )
+        except SerendipError as e:
+            return e
+        return {i: encode_plan(plan) for i, plan in zip(at, made, strict=True)}
+
+    def close(self) -> None:
+        """Ends its decoders."""
+        self._decoders.close()
+
+
+def plan_in_processes(leases: Iterator[Lease], setup: Setup, workers: int) -> Iterator[Done]:
+    """Plans leases in worker processes of this machine, in whatever order they come.
+
+    Raises:
+        SerendipError: the planner cannot be opened, or workers die one after the other.
+    """
+    processes.set_forkserver_preload([__name__, "serendip.planning.planner"])
+    again: deque[Lease] = deque()
+    crew = [_Hand(setup) for _ in range(workers)]
+    deaths = 0
+    try:
+        while True:
+            for hand in crew:
+                while len(hand.leases) < _AHEAD:
+                    lease = again.popleft() if again else next(leases, None)
+                    if lease is None:
+                        break
+                    hand.give(lease)
+            busy = [hand for hand in crew if hand.leases]
+            if not busy:
+                return
+            for connection in wait([hand.connection for hand in busy]):
+                hand = next(h for h in busy if h.connection is connection)
+                try:
+                    done = hand.take()
+                except (EOFError, OSError):
+                    deaths += 1
+                    if deaths == _DEATHS:
+                        raise SerendipError(
+                            f"{deaths} workers died one after the other ({hand.how_it_ended()})",
+                            field="plans.workers",
+                            value=workers,
+                            remedy="Give the machine more memory, or run fewer workers; then run "
+                            "the same command again: what is planned is kept.",
+                        ) from None
+                    again.extend(hand.leases.values())
+                    hand.close()
+                    crew[crew.index(hand)] = _Hand(setup)
+                else:
+                    deaths = 0
+                    yield done
+    finally:
+        for hand in crew:
+            hand.close()
+
+
+class _Hand:
+    """A worker process, and the leases that it has in hand."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.leases: dict[int, Lease] = {}
+        self._given = 0
+        self.connection, theirs = processes.Pipe()
+        self._process = processes.Process(target=_work, args=(theirs, setup))
+        self._process.start()
+        theirs.close()
+
+    def give(self, lease: Lease) -> None:
+        self.leases[self._given] = lease
+        with contextlib.suppress(OSError):  # it has died, as ``take`` will say
+            self.connection.send((self._given, lease))
+        self._given += 1
+
+    def take(self) -> Done:
+        """The next lease that is done. Raises EOFError or OSError if the worker is gone."""
+        number, answer = self.connection.recv()
+        if isinstance(answer, SerendipError):
+            raise answer
+        del self.leases[number]
+        done: Done = answer
+        return done
+
+    def how_it_ended(self) -> str:
+        self._process.join()
+        return f"exit code {self._process.exitcode}"
+
+    def close(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _work(connection: Connection, setup: Setup) -> None:
+    """The child: leases in, rows out, until the job is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sending = Lock()
+
+    def send(number: int, answer: Any) -> None:
+        with sending, contextlib.suppress(OSError):
+            connection.send((number, answer))
+
+    try:
+        worker = Worker(setup)
+    except SerendipError as e:
+        send(-1, e)
+        return
+
+    def plan(number: int, lease: Lease) -> None:
+        try:
+            send(number, worker.plan(lease))
+        except Exception as e:  # or the job would wait for ever
+            traceback.print_exc()
+            send(number, SerendipError(f"a worker failed ({type(e).__name__}: {e})", field="plan"))
+
+    with ThreadPoolExecutor(_AHEAD) as threads:
+        while True:
+            try:
+                threads.submit(plan, *connection.recv())
+            except (EOFError, OSError):
+                break
+    worker.close()
