@@ -22,7 +22,8 @@ from serendip.catalog.media import media_hash
 from serendip.config import Config, PlannerConfig
 from serendip.core import Item, MediaError, Plan, SerendipError
 from serendip.curation.curate import current_pairs, read_pairs
-from serendip.planning.plan_store import FILE, decode_plan, encode_plan, write_plans
+from serendip.planning.lmdb_store import FILE, write_lmdb
+from serendip.planning.plan_store import StoreInfo, decode_plan, encode_plan
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, load_content
 from serendip.progress import progress, timed
@@ -188,7 +189,10 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
             ),
             draft.path / "quarantine.parquet",
         )
-        write_plans(draft.path / FILE, planned)
+        info = StoreInfo(
+            draft.version, tree_artifact.version, planner_artifact.version, len(planned)
+        )
+        write_lmdb(draft.path / FILE, ((p.context_item_id, encode_plan(p)) for p in planned), info)
         # What the planner server falls back to, beside the plans that it stands in for.
         pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
         rate = len(stale) / seconds if stale else 0.0
