@@ -112,62 +112,63 @@ def write_redis(
     """
     if keep < 1:
         raise InvalidRequest("must be at least 1", field="keep", value=keep)
+    buckets = info.count // _PLANS_A_BUCKET + 1
     with _typed(client), _sole_writer(client, prefix) as lock:
-        for version, buckets in client.hgetall(f"{prefix}:building").items():
-            _remove(client, prefix, version.decode(), int(buckets))
-        if not _is_whole(client, prefix, info.version):
-            _write_version(client, lock, prefix, plans, info)
-        with client.pipeline() as swap:
-            swap.lrem(f"{prefix}:versions", 0, info.version)
-            swap.lpush(f"{prefix}:versions", info.version)
-            swap.set(f"{prefix}:current", info.version)
-            swap.execute()
+        for version, left in client.hgetall(f"{prefix}:building").items():
+            _remove(client, prefix, version.decode(), int(left))
+        is_new = not _is_whole(client, prefix, info.version)
+        if is_new:
+            _remove(client, prefix, info.version, buckets)  # what eviction has left of it
+            client.hset(f"{prefix}:building", info.version, buckets)
+        try:
+            with client.pipeline() as swap:
+                if is_new:
+                    _write_buckets(client, lock, f"{prefix}:{info.version}", plans, info, buckets)
+                    said = {"said": info.encode(), "buckets": buckets}
+                    swap.hset(f"{prefix}:{info.version}:info", mapping=said)
+                    swap.hdel(f"{prefix}:building", info.version)
+                swap.lrem(f"{prefix}:versions", 0, info.version)
+                swap.lpush(f"{prefix}:versions", info.version)
+                swap.set(f"{prefix}:current", info.version)
+                swap.execute()
+        except BaseException:
+            with suppress(redis.RedisError):
+                if is_new:
+                    _remove(client, prefix, info.version, buckets)
+            raise
         for old in client.lrange(f"{prefix}:versions", keep, -1):
             said = client.hget(f"{prefix}:{old.decode()}:info", "buckets")
             _remove(client, prefix, old.decode(), int(said or 0))
 
 
-def _write_version(
+def _write_buckets(
     client: redis.Redis,
     lock: Lock,
-    prefix: str,
+    begins: str,
     plans: Iterable[tuple[str, bytes]],
     info: StoreInfo,
+    buckets: int,
 ) -> None:
-    """Writes a version's keys, its info the last; removes them again where that fails."""
-    buckets = info.count // _PLANS_A_BUCKET + 1
-    _remove(client, prefix, info.version, buckets)  # what eviction has left of it
-    client.hset(f"{prefix}:building", info.version, buckets)
-    begins = f"{prefix}:{info.version}:"
     written = 0
-    try:
-        with progress("write plans", info.count) as tick:
-            rows = checked_rows(plans)
-            while batch := list(islice(rows, _BATCH)):
-                pipe = client.pipeline(transaction=False)
-                for key, plan in batch:
-                    pipe.hset(f"{begins}{zlib.crc32(key) % buckets}", key, plan)
-                new = pipe.execute()
-                if 0 in new:
-                    raise InvalidData(
-                        "an item has one plan",
-                        field="item_id",
-                        value=batch[new.index(0)][0].decode(),
-                        remedy="Leave one of its rows.",
-                    )
-                lock.reacquire()
-                written += len(batch)
-                tick(len(batch))
-        if written != info.count:
-            raise InvalidData(f"must be {info.count} plans", field="plans", value=written)
-        with client.pipeline() as whole:
-            whole.hset(f"{begins}info", mapping={"said": info.encode(), "buckets": buckets})
-            whole.hdel(f"{prefix}:building", info.version)
-            whole.execute()
-    except BaseException:
-        with suppress(redis.RedisError):
-            _remove(client, prefix, info.version, buckets)
-        raise
+    with progress("write plans", info.count) as tick:
+        rows = checked_rows(plans)
+        while batch := list(islice(rows, _BATCH)):
+            pipe = client.pipeline(transaction=False)
+            for key, plan in batch:
+                pipe.hset(f"{begins}:{zlib.crc32(key) % buckets}", key, plan)
+            new = pipe.execute()
+            if 0 in new:
+                raise InvalidData(
+                    "an item has one plan",
+                    field="item_id",
+                    value=batch[new.index(0)][0].decode(),
+                    remedy="Leave one of its rows.",
+                )
+            lock.reacquire()
+            written += len(batch)
+            tick(len(batch))
+    if written != info.count:
+        raise InvalidData(f"must be {info.count} plans", field="plans", value=written)
 
 
 def _is_whole(client: redis.Redis, prefix: str, version: str) -> bool:
@@ -182,10 +183,9 @@ def _remove(client: redis.Redis, prefix: str, version: str, buckets: int) -> Non
     """Removes a version: first what says that it is there, so that no reader takes a plan that is
     gone for an item without one.
     """
-    pipe = client.pipeline()
-    pipe.unlink(f"{prefix}:{version}:info")
-    pipe.lrem(f"{prefix}:versions", 0, version)
-    pipe.execute()
+    # Not as a transaction: where memory is full, Redis takes no more of those.
+    client.unlink(f"{prefix}:{version}:info")
+    client.lrem(f"{prefix}:versions", 0, version)
     for at in range(0, buckets, _BATCH):
         names = (f"{prefix}:{version}:{n}" for n in range(at, min(at + _BATCH, buckets)))
         client.unlink(*names)
@@ -301,8 +301,9 @@ def _typed(client: redis.Redis) -> Iterator[redis.Redis]:
     except (redis.ConnectionError, redis.TimeoutError) as e:
         raise NotReady(f"Redis cannot be reached ({e})", field="redis") from e
     except redis.RedisError as e:
+        reason = str(e).rpartition("caused error: ")[2]  # less the command, which holds a plan
         raise SerendipError(
-            f"Redis refuses ({e})",
+            f"Redis refuses ({reason})",
             field="redis",
             remedy="It must be a primary with memory for one more version.",
         ) from e
