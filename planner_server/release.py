@@ -13,7 +13,8 @@ from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import CorruptArtifact, Item, Plan, PlannedCluster, Versions
-from serendip.planning.plan_store import FILE, PlanStore
+from serendip.planning.lmdb_store import FILE, LmdbStore
+from serendip.planning.plan_store import PlanStore
 from serendip.planning.planner import Planner
 from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
@@ -91,7 +92,7 @@ def open_release(artifacts: Artifacts, catalogue: Path | None, *, live: bool) ->
         trie=DescriptionTrie.open(trained.path / "trie"),
         level=level,
         level_gap=level_gap,
-        store=PlanStore(parts["plans"].file(FILE)),
+        store=LmdbStore(parts["plans"].file(FILE)),
         fallbacks=_fallbacks(tree, level, level_gap, parts["plans"].file("transitions.parquet")),
         live=LivePlanner(
             Planner.open(

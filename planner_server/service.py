@@ -31,6 +31,7 @@ from serendip.core import (
     check_length,
     check_range,
 )
+from serendip.planning.plan_store import plan_message
 from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
 from serendip.serving.server import Running, deadline_of
@@ -137,7 +138,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
             level=serving.level,
             level_gap=serving.level_gap,
             prompt_style=serving.live.planner.config.style if serving.live else "",
-            plan_count=len(serving.store),
+            plan_count=serving.store.info().count,
             cluster_count=len(serving.tree.nodes.at_level(serving.level)),
         )
 
@@ -150,12 +151,12 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         ids = list(request.context_item_ids)
         stored = self._serving.store.get_many(ids)
 
-        async def one(item_id: str, plan: core.Plan | None) -> planner_pb2.PlanRow:
+        async def one(item_id: str, plan: bytes | None) -> planner_pb2.PlanRow:
             try:
                 if plan is not None:
-                    return self._row(plan, PlanSource.STORE, request)
+                    return self._row(plan_message(plan), PlanSource.STORE, request)
                 made, source = await self._make(item_id, request.siblings_only, deadline)
-                return self._row(made, source, request)
+                return self._row(plan_to_proto(made), source, request)
             except Exception as e:  # a row's failure is that row's status, whatever it is
                 return planner_pb2.PlanRow(status=status_of(e))
 
@@ -187,12 +188,17 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
     def fallback_row(self, request: planner_pb2.PlanRequest, own: int) -> planner_pb2.PlanRow:
         """The fallback of a one-item request, for a plan of which the options leave nothing."""
         plan = self._serving.fallback(request.context_item_ids[0], own)
-        return self._row(plan, PlanSource.FALLBACK, request)
+        return self._row(plan_to_proto(plan), PlanSource.FALLBACK, request)
 
     def _row(
-        self, plan: core.Plan, source: PlanSource, request: planner_pb2.PlanRequest
+        self, plan: planner_pb2.Plan, source: PlanSource, request: planner_pb2.PlanRequest
     ) -> planner_pb2.PlanRow:
-        clusters = [c for c in plan.clusters if c.serendipitous or not request.siblings_only]
+        """A row of a plan, which is cut to what the request wants."""
+        if request.siblings_only:
+            for at in reversed(range(len(plan.clusters))):
+                if not plan.clusters[at].serendipitous:
+                    del plan.clusters[at]
+        del plan.clusters[request.k :]
         versions = self._serving.versions
         if source is PlanSource.LIVE:
             versions = replace(versions, plans_version="")
@@ -200,12 +206,14 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
             versions = replace(versions, planner_version="")
         row = planner_pb2.PlanRow(
             status=OK_STATUS,
-            plan=plan_to_proto(replace(plan, clusters=tuple(clusters[: request.k]))),
+            plan=plan,
             source=source_to_proto(source),
             versions=versions_to_proto(versions),
         )
         if source is PlanSource.STORE:
-            row.age.FromMilliseconds(max(0, int(time.time() * 1000) - plan.planned_at_ms))
+            row.age.FromMilliseconds(
+                max(0, int(time.time() * 1000) - plan.planned_at.ToMilliseconds())
+            )
         return row
 
     # --- checks and pieces -----------------------------------------------------------------

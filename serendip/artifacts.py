@@ -29,7 +29,7 @@ from serendip.core import CorruptArtifact, InvalidRequest, NotFound
 KINDS = ("tree", "pairs", "planner", "plans", "retriever", "release", "report")
 
 # Raised when the files of a kind change their meaning; readers refuse any other.
-FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {"planner": 3}
+FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {"planner": 3, "plans": 2}
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20

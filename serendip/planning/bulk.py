@@ -1,210 +1,245 @@
 """Bulk planning: plans for the items that cover most impressions, stale ones only.
 
-A chunk of items is a file, and the file is the commit: a run that was killed goes on after its
-last chunk. Items whose media cannot be read are quarantined with the reason and stop nothing.
+A chunk of rows is a file, and the file is the commit: a run that was killed goes on after its last
+chunk. Items whose media cannot be read are quarantined with the reason and stop nothing. The most
+impressed items come first, so that a run that its window cuts off has done the most for its time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
-from serendip.artifacts import Artifact, Artifacts, check_made_from
+from serendip.artifacts import Artifact, Artifacts, Draft, check_made_from
 from serendip.catalog.items import read_items
-from serendip.catalog.media import media_hash
-from serendip.config import Config, PlannerConfig
-from serendip.core import Item, MediaError, Plan, SerendipError
+from serendip.config import Config, PlannerConfig, PlansConfig
+from serendip.core import Item, SerendipError
 from serendip.curation.curate import current_pairs, read_pairs
-from serendip.planning.plan_store import FILE, decode_plan, encode_plan, write_plans
-from serendip.planning.planner import Planner
-from serendip.planning.prompt import STYLES, Content, load_content
-from serendip.progress import progress, timed
+from serendip.planning.lmdb_store import FILE, write_lmdb
+from serendip.planning.plan_store import StoreInfo
+from serendip.planning.prompt import STYLES
+from serendip.planning.rows import Chunks, Row, not_stale, stale_keys
+from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
+from serendip.progress import Seconds, progress
 from serendip.tree.cluster_tree import ClusterTree
 
-# plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
-SCHEMA = pa.schema(
-    [
-        ("item_id", pa.string()),
-        ("stale_key", pa.string()),
-        ("plan", pa.binary()),
-        ("reason", pa.string()),
-    ]
-)
+CHUNKS = "chunks"
+_SEARCH = ("clusters", "beams", "max_reasoning_tokens")  # what a plan depends on
+
+# What plans leases, in whatever order they come.
+Crew = Callable[[Setup, Iterator[Lease]], Iterator[Done]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """The outcome for one item of the corpus.
+@dataclass
+class Account:
+    """What a run has done.
 
     Attributes:
-        stale_key: tree, planner, prompt and media that it was made of.
-        plan: None if the item was quarantined.
-        reason: why it was quarantined.
+        reused: rows taken over from the current plans.
+        resumed: rows that an interrupted run had committed.
+        left: stale items that the window left undone.
+        planning_s: seconds from the first lease on.
     """
 
-    item_id: str
-    stale_key: str
-    plan: Plan | None
-    reason: str = ""
+    corpus: int
+    reused: int = 0
+    resumed: int = 0
+    planned: int = 0
+    left: int = 0
+    planning_s: float = 0.0
+    by_stage: Seconds = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def facts(self) -> dict[str, object]:
+        """For the manifest. Rates are of this run; what they would make of a full one is an
+        estimate, and named so."""
+        seconds = time.monotonic() - self.started
+        rate = self.planned / self.planning_s if self.planned else 0.0
+        full_s = seconds - self.planning_s + self.corpus / rate if rate else None
+        return {
+            "corpus": self.corpus,
+            "planned": self.planned,
+            "reused": self.reused,
+            "resumed": self.resumed,
+            "left": self.left,
+            "items_per_s": round(rate, 2),
+            "seconds": round(seconds, 1),
+            "seconds_by_stage": {k: round(v, 2) for k, v in self.by_stage.items()},
+            "estimated_hours_of_full_run": full_s and round(full_s / 3600, 4),
+            "estimated_speed_up_over_full_run": full_s and round(full_s / seconds, 2),
+        }
 
 
-def stale_keys(items: Sequence[Item], made_of: Sequence[object], text_chars: int) -> list[str]:
-    """What each item's plan is made of: it is stale when this differs.
+def publish_plans(
+    config: Config,
+    artifacts: Artifacts,
+    *,
+    max_hours: float | None = None,
+    crew: Crew = plan_in_processes,
+) -> Artifact:
+    """Plans the corpus and publishes the plan store; what is not stale is taken over.
 
     Args:
-        made_of: what all plans share: tree, planner, prompt and search.
-        text_chars: how much of an item's text its prompt shows.
-    """
-    shared = "/".join(map(str, made_of))
-    return [f"{shared}/{_media_hash(item)}/{_words_hash(item, text_chars)}" for item in items]
-
-
-def _words_hash(item: Item, text_chars: int) -> str:
-    words = f"{item.title}\0{item.text[:text_chars]}"
-    return hashlib.sha256(words.encode()).hexdigest()[:8]
-
-
-def _media_hash(item: Item) -> str:
-    try:
-        return media_hash(item)
-    except MediaError as e:  # quarantined later, and tried again when the reason changes
-        return hashlib.sha256(str(e).encode()).hexdigest()[:16]
-
-
-def plan_items(
-    planner: Planner, tree: ClusterTree, items: Sequence[Item], keys: Sequence[str]
-) -> list[Row]:
-    """Plans a chunk of items: exactly one row an item, in order."""
-    style = STYLES[planner.config.style]
-    contents: list[Content | None] = []
-    reasons: list[str] = []
-    with timed(planner.seconds, "media"):
-        for item in items:
-            try:
-                contents.append(load_content(item, style, planner.config.frames))
-                reasons.append("")
-            except MediaError as e:
-                contents.append(None)
-                reasons.append(str(e))
-    good = [i for i, c in enumerate(contents) if c is not None]
-    plans: dict[int, Plan] = {}
-    size = planner.search.batch_size
-    for at in range(0, len(good), size):
-        batch = good[at : at + size]
-        made = planner.plan(
-            [c for c in (contents[i] for i in batch) if c is not None],
-            [tree.node_of(items[i].item_id, planner.level) for i in batch],
-            item_ids=[items[i].item_id for i in batch],
-        )
-        plans.update(zip(batch, made, strict=True))
-    return [
-        Row(item.item_id, key, plans.get(i), reasons[i])
-        for i, (item, key) in enumerate(zip(items, keys, strict=True))
-    ]
-
-
-def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
-    """Plans the corpus and publishes the plan store; what is not stale is taken over.
+        max_hours: the window. After it no item is begun, and what there is by then is published;
+            the next run goes on from there.
+        crew: what plans.
 
     Raises:
         SerendipError: no item of the corpus could be planned.
     """
+    ends = None if max_hours is None else time.monotonic() + max_hours * 3600
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
-    planner_artifact = artifacts.current("planner")
-    check_made_from(planner_artifact, {"tree": tree_artifact.version})
-    settings = {"plans": config.plans.model_dump(exclude={"batch_size", "chunk_items"})}
-    trained = PlannerConfig.model_validate(planner_artifact.config["planner"])
+    planner = artifacts.current("planner")
+    check_made_from(planner, {"tree": tree_artifact.version})
+    settings = {"plans": config.plans.model_dump(include={"coverage", *_SEARCH})}
+    trained = PlannerConfig.model_validate(planner.config["planner"])
     prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
-    search = (config.plans.clusters, config.plans.beams, config.plans.max_reasoning_tokens)
-    made_of = (tree_artifact.version, planner_artifact.version, prompt, *search)
+    search = [getattr(config.plans, name) for name in _SEARCH]
+    made_of = (tree_artifact.version, planner.version, prompt, *search)
     keys = stale_keys(corpus, made_of, trained.text_chars)
     inputs = {
         "tree": tree_artifact.version,
-        "planner": planner_artifact.version,
+        "planner": planner.version,
         "pairs": pairs.version,
         "corpus": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12],
     }
     if reused := artifacts.reuse("plans", settings, inputs):
         return reused
-    earlier = _earlier_rows(artifacts)
-    torch.set_num_threads(config.planner.threads)
+    account = Account(len(corpus))
     tree = ClusterTree.open(tree_artifact)
-    planner = Planner.open(planner_artifact, tree.nodes, config.plans)
-    started = time.monotonic()
-    until = max(planner_artifact.log_until or 0, pairs.log_until or 0)
-    with artifacts.publish("plans", settings, inputs, log_until=until, resume=True) as draft:
-        chunks = draft.path / "chunks"
-        chunks.mkdir(exist_ok=True)
-        for leftover in chunks.glob("*.partial"):
-            leftover.unlink()
-        done = {row.item_id for row in _read_chunks(chunks)}
-        taken_over: list[Row] = []
-        stale: list[tuple[Item, str]] = []
-        for item, key in zip(corpus, keys, strict=True):
-            row = earlier.get(item.item_id)
-            if item.item_id in done:
-                continue
-            if row is not None and row.stale_key == key:
-                taken_over.append(row)
-            else:
-                stale.append((item, key))
-        if taken_over:
-            _write_chunk(chunks, taken_over)
-        planning = time.monotonic()
-        with progress("plan", len(stale)) as tick:
-            bad = 0
-            for at in range(0, len(stale), config.plans.chunk_items):
-                chunk = stale[at : at + config.plans.chunk_items]
-                rows = plan_items(planner, tree, [i for i, _ in chunk], [k for _, k in chunk])
-                _write_chunk(chunks, rows)
-                bad += sum(r.plan is None for r in rows)
-                tick(len(chunk), note=f"{bad} quarantined")
-        seconds = time.monotonic() - planning
-        rows = list(_read_chunks(chunks))
-        planned = [r.plan for r in rows if r.plan is not None]
-        if not planned:
-            raise SerendipError(
-                "no item of the corpus could be planned",
-                field="items.parquet",
-                value=rows[0].reason if rows else None,
-                remedy="Mend the media, or choose planner.style = 'text'.",
-            )
-        quarantined = [r for r in rows if r.plan is None]
-        pq.write_table(
-            pa.table(
-                {
-                    "item_id": pa.array([r.item_id for r in quarantined], pa.string()),
-                    "reason": pa.array([r.reason for r in quarantined], pa.string()),
-                }
-            ),
-            draft.path / "quarantine.parquet",
-        )
-        write_plans(draft.path / FILE, planned)
-        # What the planner server falls back to, beside the plans that it stands in for.
-        pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
-        rate = len(stale) / seconds if stale else 0.0
-        draft.rows |= {FILE: len(planned), "quarantine.parquet": len(quarantined)}
-        draft.facts |= {
-            "corpus": len(corpus),
-            "planned": len(stale),
-            "reused": len(taken_over),
-            "resumed": len(done),
-            "quarantined": len(quarantined),
-            "items_per_s": round(rate, 2),
-            "seconds": round(time.monotonic() - started, 1),
-            "seconds_by_stage": {k: round(v, 2) for k, v in planner.seconds.items()},
-            "speed_up_over_full_run": round(len(corpus) / max(len(stale), 1), 2),
-        }
+    setup = Setup(
+        planner, tree.nodes, config.plans, config.planner.threads, trained.style, trained.frames
+    )
+    made_by = tree_artifact.version, planner.version
+    earlier = _earlier_chunks(artifacts)
+    level = int(planner.config["level"])
+    until = max(planner.log_until or 0, pairs.log_until or 0)
+    try:
+        with artifacts.publish("plans", settings, inputs, log_until=until, resume=True) as draft:
+            chunks = Chunks(draft.path / CHUNKS)
+            done = _take_over(chunks, earlier, corpus, keys, account)
+            stale = [
+                Task(item, tree.node_of(item.item_id, level), key)
+                for item, key in zip(corpus, keys, strict=True)
+                if item.item_id not in done
+            ]
+            _plan(stale, chunks, config.plans, account, ends, partial(crew, setup))
+            if account.left:
+                raise _WindowOverError
+            _finish(draft, chunks, *made_by, pairs, account)
+    except _WindowOverError:
+        # Its draft stays for the next run to go on from; what it has is published as a part.
+        names = "".join(sorted(chunks.item_ids()))
+        inputs["part"] = hashlib.sha256(names.encode()).hexdigest()[:12]
+        with artifacts.publish("plans", settings, inputs, log_until=until) as draft:
+            part = Chunks(draft.path / CHUNKS)
+            for path in chunks.paths():
+                os.link(path, draft.path / CHUNKS / path.name)
+            _finish(draft, part, *made_by, pairs, account)
     return artifacts.open("plans", draft.version)
+
+
+def _take_over(
+    chunks: Chunks, earlier: Iterator[pa.Table], corpus: Sequence[Item], keys: Sequence[str],
+    account: Account,
+) -> set[str]:  # fmt: skip
+    """Commits the rows of the current plans that still hold; the IDs of all that have a row."""
+    done = chunks.item_ids()
+    account.resumed = len(done)
+    ids = pa.array([item.item_id for item in corpus], pa.string())
+    wanted = pa.array(keys, pa.string())
+    for table in earlier:
+        kept = not_stale(table, ids, wanted, done)
+        chunks.commit(kept)
+        account.reused += len(kept)
+        done.update(kept.column("item_id").to_pylist())
+    return done
+
+
+def _plan(
+    stale: Sequence[Task], chunks: Chunks, settings: PlansConfig, account: Account,
+    ends: float | None, crew: Callable[[Iterator[Lease]], Iterator[Done]],
+) -> None:  # fmt: skip
+    """Plans what is stale, and commits it chunk by chunk."""
+    began = time.monotonic()
+    waiting: list[Row] = []
+    bad = 0
+
+    def leases() -> Iterator[Lease]:
+        tasks = iter(stale)
+        while (ends is None or time.monotonic() < ends) and (
+            lease := list(islice(tasks, settings.batch_size))
+        ):
+            yield lease
+
+    with progress("plan", len(stale)) as tick:
+        try:
+            for done in crew(leases()):
+                waiting += done.rows
+                account.planned += len(done.rows)
+                for stage, seconds in done.seconds.items():
+                    account.by_stage[stage] = account.by_stage.get(stage, 0.0) + seconds
+                bad += sum(row.plan is None for row in done.rows)
+                if len(waiting) >= settings.chunk_items:
+                    chunks.commit(waiting)
+                    waiting.clear()
+                tick(len(done.rows), note=f"{bad} quarantined")
+        finally:
+            # What was planned before an interruption is kept as well.
+            chunks.commit(waiting)
+    account.left = len(stale) - account.planned
+    account.planning_s = time.monotonic() - began
+
+
+def _finish(
+    draft: Draft, chunks: Chunks, tree_version: str, planner: str, pairs: Artifact, account: Account
+) -> None:
+    """Builds the store and the tables beside it from the committed rows."""
+    counts = [pc.sum(pc.is_valid(t.column("plan"))).as_py() or 0 for t in chunks.tables()]
+    planned = sum(counts)
+    quarantined = pa.concat_tables(
+        [
+            t.filter(pc.is_null(t.column("plan"))).select(["item_id", "reason"])
+            for t in chunks.tables()
+        ]
+    )
+    if not planned:
+        raise SerendipError(
+            "no item of the corpus could be planned",
+            field="items.parquet",
+            value=quarantined.column("reason")[0].as_py() if len(quarantined) else None,
+            remedy="Mend the media, or choose planner.style = 'text'.",
+        )
+    pq.write_table(quarantined, draft.path / "quarantine.parquet")
+    info = StoreInfo(draft.version, tree_version, planner, planned)
+    write_lmdb(draft.path / FILE, _stored(chunks), info)
+    # What the planner server falls back to, beside the plans that it stands in for.
+    pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
+    draft.rows |= {FILE: planned, "quarantine.parquet": len(quarantined)}
+    draft.facts |= account.facts() | {"quarantined": len(quarantined)}
+
+
+def _stored(chunks: Chunks) -> Iterator[tuple[str, bytes]]:
+    for table in chunks.tables():
+        kept = table.filter(pc.is_valid(table.column("plan")))
+        yield from zip(
+            kept.column("item_id").to_pylist(), kept.column("plan").to_pylist(), strict=True
+        )
+
+
+class _WindowOverError(Exception):
+    """The window ended before the corpus did."""
 
 
 def _corpus(config: Config, pairs: Artifact) -> list[Item]:
@@ -215,36 +250,10 @@ def _corpus(config: Config, pairs: Artifact) -> list[Item]:
     return sorted(items, key=lambda i: rank[i.item_id])
 
 
-def _earlier_rows(artifacts: Artifacts) -> dict[str, Row]:
-    """Rows of the current plans, if there are any that are whole."""
+def _earlier_chunks(artifacts: Artifacts) -> Iterator[pa.Table]:
+    """Chunks of the current plans, if there are any that are whole."""
     try:
         current = artifacts.current("plans")
     except SerendipError:
-        return {}
-    return {row.item_id: row for row in _read_chunks(current.path / "chunks")}
-
-
-def _write_chunk(folder: Path, rows: Sequence[Row]) -> None:
-    number = len(list(folder.glob("*.parquet")))
-    table = pa.Table.from_pylist(
-        [
-            {
-                "item_id": r.item_id,
-                "stale_key": r.stale_key,
-                "plan": None if r.plan is None else encode_plan(r.plan),
-                "reason": r.reason,
-            }
-            for r in rows
-        ],
-        SCHEMA,
-    )
-    partial = folder / f"{number:06d}.partial"
-    pq.write_table(table, partial)
-    partial.rename(folder / f"{number:06d}.parquet")
-
-
-def _read_chunks(folder: Path) -> Iterator[Row]:
-    for path in sorted(folder.glob("*.parquet")):
-        for r in pq.read_table(path, schema=SCHEMA).to_pylist():
-            plan = None if r["plan"] is None else decode_plan(r["plan"])
-            yield Row(r["item_id"], r["stale_key"], plan, r["reason"])
+        return
+    yield from Chunks(current.path / CHUNKS).tables()

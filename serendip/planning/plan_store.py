@@ -1,24 +1,88 @@
-"""The plan store: plans on disk, keyed by item, as serialised protos. One LMDB file a version.
+"""The plan store: plans on disk or in Redis, keyed by item, as serialised protos.
 
-Knows no model; a plan goes on the wire as it lies here.
+What every store promises, and how a plan becomes bytes and plan again. A plan goes on the wire as
+it lies here. Knows no model and no engine: those are lmdb_store, redis_store, and followed_store,
+which goes from version to version.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from types import TracebackType
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from typing import Any, Protocol
 
-import lmdb
+from google.protobuf.message import DecodeError
 
-from serendip.core import CorruptArtifact, Plan
+from serendip.core import (
+    MAX_ID_BYTES,
+    CorruptArtifact,
+    InvalidData,
+    Plan,
+    SerendipError,
+    check_id,
+)
+from serendip.progress import Tick
 from serendip.v1 import planner_pb2
 from serendip.wire import plan_from_proto, plan_to_proto
 
-FILE = "plans.lmdb"
-_MAP_BYTES = 1 << 40  # address space, not disk
-_BATCH = 10_000
+_TICK_EVERY = 4096
+_REMEDY = "Publish the plans again (serendip plan)."
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store holds: one version, whole.
+
+    Attributes:
+        version: of the plans artefact.
+        tree_version, planner_version: what the plans were made from and by.
+        count: plans in it.
+    """
+
+    version: str
+    tree_version: str
+    planner_version: str
+    count: int
+
+    def encode(self) -> bytes:
+        """As JSON, to lie beside the plans."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> StoreInfo:
+        """Reads what ``encode`` wrote. Raises CorruptArtifact naming ``where`` if it did not."""
+        try:
+            found: Mapping[str, Any] = json.loads(data)
+            info = cls(**{f.name: found[f.name] for f in fields(cls)})
+        except (ValueError, TypeError, KeyError) as e:
+            raise CorruptArtifact("does not say what it holds", field=where, remedy=_REMEDY) from e
+        if not isinstance(info.count, int) or info.count < 0:
+            raise CorruptArtifact("count is none", field=where, value=info.count, remedy=_REMEDY)
+        return info
+
+
+class PlanStore(Protocol):
+    """Reads one version; safe to share between threads, to be opened after a fork."""
+
+    def get(self, item_id: str) -> bytes | None:
+        """The item's serialised serendip.v1.Plan, or None.
+
+        Raises:
+            InvalidRequest: not 1 to 256 bytes.
+            NotFound: the version is in the store no more.
+            NotReady: the store cannot be reached, or is closed.
+        """
+
+    def get_many(self, item_ids: Sequence[str]) -> list[bytes | None]:
+        """One plan or None an item, in order, all of one version. Raises as ``get``."""
+
+    def info(self) -> StoreInfo:
+        """What the store holds."""
+
+    def close(self) -> None:
+        """Lets go of it; to be called once nobody reads."""
 
 
 def encode_plan(plan: Plan) -> bytes:
@@ -27,73 +91,63 @@ def encode_plan(plan: Plan) -> bytes:
     return data
 
 
+def plan_message(data: bytes) -> planner_pb2.Plan:
+    """The message of a serialised serendip.v1.Plan. Raises CorruptArtifact if it is none."""
+    try:
+        return planner_pb2.Plan.FromString(data)
+    except DecodeError as e:
+        raise CorruptArtifact("no plan in it", field="plan store", remedy=_REMEDY) from e
+
+
 def decode_plan(data: bytes) -> Plan:
-    """The plan of a serialised serendip.v1.Plan."""
-    return plan_from_proto(planner_pb2.Plan.FromString(data))
+    """The plan of a serialised serendip.v1.Plan. Raises CorruptArtifact if it is none."""
+    message = plan_message(data)
+    try:
+        return plan_from_proto(message)
+    except SerendipError as e:
+        raise CorruptArtifact(e.message, field="plan store", remedy=_REMEDY) from e
 
 
-def write_plans(path: Path, plans: Iterable[Plan]) -> int:
-    """Writes a new store at ``path``; returns how many plans it holds.
+# --- what every store's writer and reader does ------------------------------------------------
 
-    The file appears under its name only when it is whole.
+
+def key_of(item_id: str, field: str) -> bytes:
+    """The key of an item. Raises InvalidRequest naming ``field`` unless it is 1 to 256 bytes."""
+    key = item_id.encode()
+    if not 0 < len(key) <= MAX_ID_BYTES:
+        check_id(item_id, field)
+    return key
+
+
+def checked_rows(plans: Iterable[tuple[str, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and plans. Raises InvalidRequest at an item ID that is none."""
+    for item_id, plan in plans:
+        yield key_of(item_id, "item_id"), plan
+
+
+def distinct(rows: Iterable[tuple[bytes, bytes]], count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Sorted rows as they are. Raises InvalidData at a key that comes twice, and at the end if
+    there were not ``count`` of them.
     """
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    count = 0
-    with lmdb.open(str(partial), map_size=_MAP_BYTES, subdir=False, lock=False) as env:
-        txn = env.begin(write=True)
-        for plan in plans:
-            txn.put(plan.context_item_id.encode(), encode_plan(plan))
-            count += 1
-            if count % _BATCH == 0:
-                txn.commit()
-                txn = env.begin(write=True)
-        txn.commit()
-        env.sync(True)
-    os.replace(partial, path)
-    return count
-
-
-class PlanStore:
-    """Reads a store; safe to share between threads."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens a store read-only. Raises CorruptArtifact if it is none."""
-        try:
-            self._env = lmdb.open(
-                str(path), readonly=True, subdir=False, lock=False, map_size=_MAP_BYTES
+    last, seen = b"", 0
+    for row in rows:
+        if row[0] == last:
+            raise InvalidData(
+                "an item has one plan",
+                field="item_id",
+                value=last.decode(),
+                remedy="Leave one of its rows.",
             )
-        except lmdb.Error as e:
-            raise CorruptArtifact(
-                f"no plan store ({e})",
-                field=str(path),
-                remedy="Publish the plans again (serendip plan).",
-            ) from e
+        last = row[0]
+        seen += 1
+        yield row
+    if seen != count:
+        raise InvalidData(f"must be {count} plans", field="plans", value=seen)
 
-    def get(self, item_id: str) -> Plan | None:
-        """The item's plan, or None."""
-        return self.get_many([item_id])[0]
 
-    def get_many(self, item_ids: Sequence[str]) -> list[Plan | None]:
-        """One plan or None an item, in order, all from one snapshot."""
-        with self._env.begin(buffers=True) as txn:
-            found = [txn.get(item_id.encode()) for item_id in item_ids]
-            return [None if raw is None else decode_plan(bytes(raw)) for raw in found]
-
-    def __len__(self) -> int:
-        entries: int = self._env.stat()["entries"]
-        return entries
-
-    def close(self) -> None:
-        self._env.close()
-
-    def __enter__(self) -> PlanStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def ticked(rows: Iterable[tuple[bytes, bytes]], tick: Tick) -> Iterator[tuple[bytes, bytes]]:
+    """The rows as they are, counted on a progress display."""
+    rows = iter(rows)
+    while batch := list(islice(rows, _TICK_EVERY)):
+        yield from batch
+        tick(len(batch))

@@ -135,15 +135,15 @@ class Worker:
         self._decoders.close()
 
 
-def plan_in_processes(leases: Iterator[Lease], setup: Setup, workers: int) -> Iterator[Done]:
-    """Plans leases in worker processes of this machine, in whatever order they come.
+def plan_in_processes(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
+    """Plans leases in worker processes of this machine, in whatever order they are done.
 
     Raises:
         SerendipError: the planner cannot be opened, or workers die one after the other.
     """
     processes.set_forkserver_preload([__name__, "serendip.planning.planner"])
     again: deque[Lease] = deque()
-    crew = [_Hand(setup) for _ in range(workers)]
+    crew = [_Hand(setup) for _ in range(setup.plans.workers)]
     deaths = 0
     try:
         while True:
@@ -166,7 +166,7 @@ def plan_in_processes(leases: Iterator[Lease], setup: Setup, workers: int) -> It
                         raise SerendipError(
                             f"{deaths} workers died one after the other ({hand.how_it_ended()})",
                             field="plans.workers",
-                            value=workers,
+                            value=setup.plans.workers,
                             remedy="Give the machine more memory, or run fewer workers; then run "
                             "the same command again: what is planned is kept.",
                         ) from None

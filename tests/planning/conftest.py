@@ -1,8 +1,11 @@
 """A tiny MLLM with random weights: what decoding must do does not depend on what was learnt."""
 
+import shutil
+
 import pytest
 import torch
 from material import DESCRIPTIONS, picture
+from stores import redis_server
 
 from serendip.planning.embedded import build_embedded
 from serendip.planning.prompt import STYLES, Content, build_prompt
@@ -41,3 +44,24 @@ def prompts():
         Content("sea", "", None, (picture(3), picture(4))),
     ]
     return [build_prompt(c, STYLES["video_cot"], 100) for c in contents]
+
+
+@pytest.fixture(scope="session")
+def redis_url():
+    """A Redis of the tests' own; without the binary or redis-py they skip, and say so."""
+    pytest.importorskip("redis", reason="redis-py is not installed (extra redis)")
+    if shutil.which("redis-server") is None:
+        pytest.skip("no redis-server here (Debian: apt-get install redis-server)")
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture
+def redis_client(redis_url):
+    """A client of an empty Redis."""
+    from serendip.planning.redis_store import connect
+
+    with connect(redis_url, retries=0) as client:
+        client.flushall()
+        client.config_set("maxmemory", 0)
+        yield client

@@ -2,39 +2,21 @@
 
 import dataclasses
 import shutil
+from contextlib import closing
 
 import pyarrow.parquet as pq
 import pytest
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
-from serendip.core import CorruptArtifact, Plan, PlannedCluster, SerendipError
+from serendip.core import CorruptArtifact, SerendipError
 from serendip.curation.curate import read_pairs
 from serendip.planning import bulk
 from serendip.planning.bulk import publish_plans
-from serendip.planning.plan_store import FILE, PlanStore, write_plans
+from serendip.planning.lmdb_store import FILE, LmdbStore
+from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
 from serendip.tree.cluster_tree import ClusterTree
-
-
-def make_plan(item_id, score=-0.5):
-    cluster = PlannedCluster(7, "bread: rye", score, True)
-    return Plan(item_id, (cluster,), 3, "Topic: bread", "0" * 12, "1" * 12, 1_750_000_000_000)
-
-
-def test_a_store_gives_back_what_was_written(tmp_path):
-    plans = [make_plan(f"i{n}") for n in range(50)]
-    assert write_plans(tmp_path / FILE, plans) == 50
-    with PlanStore(tmp_path / FILE) as store:
-        assert len(store) == 50
-        assert store.get("i7") == plans[7]
-        assert store.get_many(["i9", "nobody", "i0"]) == [plans[9], None, plans[0]]
-
-
-def test_a_file_that_is_no_store_is_refused(tmp_path):
-    (tmp_path / FILE).write_bytes(b"not a store" * 1000)
-    with pytest.raises(CorruptArtifact, match="serendip plan"):
-        PlanStore(tmp_path / FILE)
 
 
 @pytest.fixture
@@ -57,8 +39,14 @@ def test_every_item_of_the_corpus_has_one_row(small_world):
     corpus = read_pairs(small_world.artifacts.current("pairs"), "corpus")
     rows = rows_of(plans)
     assert sorted(r.item_id for r in rows) == sorted(corpus.column("item_id").to_pylist())
-    with PlanStore(plans.file(FILE)) as store:
-        assert len(store) == len(rows)
+    with closing(LmdbStore(plans.file(FILE))) as store:
+        info = store.info()
+        assert (info.version, info.count) == (plans.version, len(rows))
+        assert (info.tree_version, info.planner_version) == (
+            plans.inputs["tree"],
+            plans.inputs["planner"],
+        )
+        assert [decode_plan(store.get(r.item_id)) for r in rows] == [r.plan for r in rows]
 
 
 def test_plans_are_eight_real_clusters_and_never_the_item_s_own(small_world):
@@ -124,9 +112,9 @@ def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
     )
     assert set(reasons) == {truncated, no_video, missing}
     assert all(str(items[i].thumbnail) in r or str(items[i].video) in r for i, r in reasons.items())
-    with PlanStore(made.file(FILE)) as store:
+    with closing(LmdbStore(made.file(FILE))) as store:
         assert store.get(truncated) is None
-        assert len(store) == len(before) - 3
+        assert store.info().count == len(before) - 3
 
 
 def test_a_run_that_was_cut_off_loses_and_repeats_nothing(own_copy, monkeypatch):
