@@ -37,12 +37,12 @@ class Task:
     """An item to be planned.
 
     Attributes:
-        own_id: its cluster at the planning level.
+        own_id: its cluster at the planning level, or None.
         stale_key: what its plan will be made of.
     """
 
     item: Item
-    own_id: int
+    own_id: int | None
     stale_key: str
 
 
@@ -119,6 +119,8 @@ class Worker:
     def _try(
         self, lease: Lease, contents: Sequence[Content | str], at: Sequence[int]
     ) -> dict[int, bytes] | SerendipError:
+        if not at:
+            return {}
         chosen = [(lease[i], contents[i]) for i in at]
         try:
             made = self._planner.plan(

@@ -16,6 +16,8 @@ from serendip.planning.bulk import publish_plans
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
+from serendip.planning.rows import Chunks, Row, stale_keys
+from serendip.planning.workers import plan_in_processes
 from serendip.tree.cluster_tree import ClusterTree
 
 
@@ -31,7 +33,12 @@ def own_copy(small_world, tmp_path):
 
 
 def rows_of(artifact):
-    return list(bulk._read_chunks(artifact.path / "chunks"))
+    """Rows of a plans artefact, with plans that were read."""
+    return [
+        Row(**row | {"plan": row["plan"] and decode_plan(row["plan"])})
+        for table in Chunks(artifact.path / bulk.CHUNKS).tables()
+        for row in table.to_pylist()
+    ]
 
 
 def test_every_item_of_the_corpus_has_one_row(small_world):
@@ -83,17 +90,17 @@ def test_only_what_is_stale_is_planned_again(own_copy):
 
 def test_other_words_or_another_search_make_a_plan_stale(small_world):
     item = next(read_items(small_world.config.data_path))
-    key = bulk.stale_keys([item], ("tree", "planner"), 10)
-    assert bulk.stale_keys([item], ("tree", "planner"), 10) == key
+    key = stale_keys([item], ("tree", "planner"), 10)
+    assert stale_keys([item], ("tree", "planner"), 10) == key
     others = [
-        bulk.stale_keys([dataclasses.replace(item, title="new")], ("tree", "planner"), 10),
-        bulk.stale_keys([dataclasses.replace(item, text="new")], ("tree", "planner"), 10),
-        bulk.stale_keys([item], ("tree", "planner", 8), 10),
+        stale_keys([dataclasses.replace(item, title="new")], ("tree", "planner"), 10),
+        stale_keys([dataclasses.replace(item, text="new")], ("tree", "planner"), 10),
+        stale_keys([item], ("tree", "planner", 8), 10),
     ]
     assert key not in others
     longer = dataclasses.replace(item, text="x" * 10 + "unseen")
     same = dataclasses.replace(item, text="x" * 10)
-    assert bulk.stale_keys([longer], (), 10) == bulk.stale_keys([same], (), 10)
+    assert stale_keys([longer], (), 10) == stale_keys([same], (), 10)
 
 
 def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
@@ -117,26 +124,24 @@ def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
         assert store.info().count == len(before) - 3
 
 
-def test_a_run_that_was_cut_off_loses_and_repeats_nothing(own_copy, monkeypatch):
+def test_a_run_that_was_cut_off_loses_and_repeats_nothing(own_copy):
     config, artifacts = own_copy
     whole = {r.item_id: r.plan for r in rows_of(artifacts.current("plans"))}
     shutil.rmtree(config.artifacts_path / "plans")
     done = []
-    plan_items = bulk.plan_items
 
-    def stop_in_the_third_chunk(planner, tree, items, keys):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append([i.item_id for i in items])
-        return plan_items(planner, tree, items, keys)
+    def stop_after_two_leases(setup, leases):
+        for planned in plan_in_processes(setup, leases):
+            yield planned
+            done.extend(r.item_id for r in planned.rows)
+            if len(done) >= 2 * setup.plans.batch_size:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(bulk, "plan_items", stop_in_the_third_chunk)
     with pytest.raises(KeyboardInterrupt):
-        publish_plans(config, artifacts)
+        publish_plans(config, artifacts, crew=stop_after_two_leases)
     assert artifacts.current_version("plans") is None
-    monkeypatch.setattr(bulk, "plan_items", plan_items)
     made = publish_plans(config, artifacts)
-    assert made.facts["resumed"] == sum(map(len, done)) > 0
+    assert made.facts["resumed"] == len(done) > 0
     assert made.facts["planned"] == len(whole) - made.facts["resumed"]
     after = {r.item_id: r.plan for r in rows_of(made)}
     assert len(rows_of(made)) == len(whole)
