@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,11 +119,17 @@ def finetune(config: ConfigName = "tiny", seed: Seed = None) -> None:
 
 
 @app.command()
-def plan(config: ConfigName = "tiny", seed: Seed = None) -> None:
+def plan(
+    config: ConfigName = "tiny",
+    seed: Seed = None,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Begin no item after this; publish what there is.")
+    ] = None,
+) -> None:
     """Plans the items that cover most impressions, stale ones only."""
     from serendip.planning.bulk import publish_plans
 
-    _publish(publish_plans, config, seed)
+    _publish(partial(publish_plans, max_hours=max_hours), config, seed)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from serendip.artifacts import Artifact, Artifacts, Draft, check_made_from
 from serendip.catalog.items import read_items
 from serendip.config import Config, PlannerConfig, PlansConfig
-from serendip.core import Item, SerendipError
+from serendip.core import InvalidRequest, Item, SerendipError
 from serendip.curation.curate import current_pairs, read_pairs
 from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
@@ -141,6 +141,13 @@ def publish_plans(
     except _WindowOverError:
         # Its draft stays for the next run to go on from; what it has is published as a part.
         names = "".join(sorted(chunks.item_ids()))
+        if not names:
+            raise InvalidRequest(
+                "was over before an item was planned",
+                field="--max-hours",
+                value=max_hours,
+                remedy="Give it more time.",
+            ) from None
         inputs["part"] = hashlib.sha256(names.encode()).hexdigest()[:12]
         with artifacts.publish("plans", settings, inputs, log_until=until) as draft:
             part = Chunks(draft.path / CHUNKS)

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from threading import Lock
 from types import TracebackType
@@ -23,6 +23,8 @@ from serendip.planning.prompt import Content, Style, load_content
 _DEATHS = 3  # of processes with the item in hand; one may be somebody else's doing
 _PATIENCE_S = 120.0  # for one item
 
+Load = Callable[[Item, Style, int], Content]
+
 # A server process forks the others: what it has imported they need not import again.
 processes = multiprocessing.get_context("forkserver")
 
@@ -30,10 +32,10 @@ processes = multiprocessing.get_context("forkserver")
 class Decoders:
     """A fixed number of decoding processes."""
 
-    def __init__(self, count: int, style: Style, frames: int) -> None:
-        self._style, self._frames = style, frames
+    def __init__(self, count: int, style: Style, frames: int, load: Load = load_content) -> None:
+        self._style, self._frames, self._load_one = style, frames, load
         self._lock = Lock()
-        self._hands = [_Hand(style, frames) for _ in range(count)]
+        self._hands = [self._hand() for _ in range(count)]
 
     def load(self, items: Sequence[Item]) -> list[Content | str]:
         """What each item shows, or the reason why it cannot be shown."""
@@ -64,11 +66,14 @@ class Decoders:
                         waiting.appendleft(hand.at)
                     else:
                         found[hand.at] = f"{items[hand.at].item_id}: its decoder {how}"
-                    self._hands[self._hands.index(hand)] = _Hand(self._style, self._frames)
+                    self._hands[self._hands.index(hand)] = self._hand()
                 else:
                     continue
                 hand.at = None
         return found
+
+    def _hand(self) -> _Hand:
+        return _Hand(self._style, self._frames, self._load_one)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -90,10 +95,10 @@ class Decoders:
 class _Hand:
     """One process, and which item it has in hand."""
 
-    def __init__(self, style: Style, frames: int) -> None:
+    def __init__(self, style: Style, frames: int, load: Load) -> None:
         self.at: int | None = None
         self.connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_decode, args=(theirs, style, frames))
+        self._process = processes.Process(target=_decode, args=(theirs, style, frames, load))
         self._process.start()
         theirs.close()
 
@@ -131,7 +136,7 @@ class _Hand:
         self._process.join()
 
 
-def _decode(connection: Connection, style: Style, frames: int) -> None:
+def _decode(connection: Connection, style: Style, frames: int, load: Load) -> None:
     """The child: items in, contents or reasons out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
@@ -141,7 +146,7 @@ def _decode(connection: Connection, style: Style, frames: int) -> None:
             return
         answer: Content | str
         try:
-            answer = load_content(item, style, frames)
+            answer = load(item, style, frames)
         except MediaError as e:
             answer = str(e)
         except Exception as e:  # one item's trouble is not the job's

@@ -21,9 +21,9 @@ from typing import Any
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
 from serendip.core import Item, SerendipError
-from serendip.planning.decoders import Decoders, processes
+from serendip.planning.decoders import Decoders, Load, processes
 from serendip.planning.plan_store import encode_plan
-from serendip.planning.prompt import STYLES, Content
+from serendip.planning.prompt import STYLES, Content, load_content
 from serendip.planning.rows import Row
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
@@ -63,7 +63,7 @@ class Setup:
 
     Attributes:
         threads: of the model.
-        style, frames: what is decoded.
+        style, frames: what is decoded, and ``load`` decodes it.
     """
 
     planner: Artifact
@@ -72,6 +72,7 @@ class Setup:
     threads: int
     style: str
     frames: int
+    load: Load = load_content
 
 
 class Worker:
@@ -84,7 +85,9 @@ class Worker:
         from serendip.planning.planner import Planner
 
         torch.set_num_threads(setup.threads)
-        self._decoders = Decoders(setup.plans.decoders, STYLES[setup.style], setup.frames)
+        self._decoders = Decoders(
+            setup.plans.decoders, STYLES[setup.style], setup.frames, setup.load
+        )
         self._planner = Planner.open(setup.planner, setup.nodes, setup.plans)
         self._model = Lock()
 

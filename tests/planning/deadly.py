@@ -1,0 +1,29 @@
+"""Ways to decode an item that end the process, for tests of what survives it."""
+
+import os
+import signal
+import time
+
+from serendip.planning.prompt import load_content
+
+
+def load(item, style, frames):
+    """Decodes, unless the item's title says how its decoder shall end."""
+    if item.title == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if item.title == "exit":
+        os._exit(7)
+    if item.title == "hang":
+        time.sleep(1000)
+    if item.title == "bug":
+        raise ZeroDivisionError("division by zero")
+    return load_content(item, style, frames)
+
+
+def load_deadly_once(item, style, frames):
+    """Ends the process the first time that it sees an item, as somebody's kill -9 would."""
+    seen = item.thumbnail.with_suffix(".seen")
+    if not seen.exists():
+        seen.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load_content(item, style, frames)

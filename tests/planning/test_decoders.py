@@ -1,0 +1,86 @@
+"""Media are decoded in processes of their own; one that dies has one suspect."""
+
+import re
+from pathlib import Path
+
+import deadly
+import numpy as np
+import pytest
+from PIL import Image
+
+from serendip.core import Item
+from serendip.planning import decoders
+from serendip.planning.decoders import Decoders
+from serendip.planning.prompt import STYLES, load_content
+
+LOOKS = STYLES["video_cot"]
+
+
+@pytest.fixture
+def item(tmp_path):
+    """Makes items whose thumbnails are real files."""
+
+    def make(item_id, title=""):
+        path = tmp_path / f"{item_id}.png"
+        seed = int.from_bytes(item_id.encode(), "little")
+        pixels = np.random.default_rng(seed).integers(0, 255, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        return Item(item_id=item_id, title=title, text="", thumbnail=path, video=None)
+
+    return make
+
+
+def test_contents_come_in_the_order_of_the_items(item):
+    items = [item(f"i{n}", f"title {n}") for n in range(20)]
+    with Decoders(3, LOOKS, 0) as pool:
+        for _ in range(2):
+            found = pool.load(items)
+            for got, one in zip(found, items, strict=True):
+                expected = load_content(one, LOOKS, 0)
+                assert got.title == one.title
+                assert np.array_equal(got.cover, expected.cover)
+
+
+def test_what_cannot_be_decoded_has_a_reason(item, tmp_path):
+    good, gone = item("good"), item("gone")
+    Path(gone.thumbnail).unlink()
+    with Decoders(1, LOOKS, 0) as pool:
+        found = pool.load([gone, good])
+    assert "gone.png: no such file" in found[0]
+    assert found[1].images
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("crash", "its decoder was ended by SIGSEGV"), ("exit", "its decoder ended with 7"),
+     ("bug", "cannot be decoded .ZeroDivisionError")],
+)  # fmt: skip
+def test_an_item_that_kills_its_decoder_is_named_and_harms_no_other(item, how, reason):
+    items = [item("a"), item("deadly", how), item("b"), item("c")]
+    with Decoders(2, LOOKS, 0, deadly.load) as pool:
+        found = pool.load(items)
+        assert [isinstance(f, str) for f in found] == [False, True, False, False]
+        assert found[1].startswith("deadly: ")
+        assert re.search(reason, found[1])
+        assert pool.load(items[:1])[0].images
+
+
+def test_an_item_that_hangs_is_given_up(item, monkeypatch):
+    monkeypatch.setattr(decoders, "_PATIENCE_S", 2.0)
+    with Decoders(1, LOOKS, 0, deadly.load) as pool:
+        found = pool.load([item("slow", "hang"), item("a")])
+    assert found[0] == "slow: its decoder took longer than 2 s"
+    assert found[1].images
+
+
+def test_an_item_whose_decoder_is_killed_by_another_is_tried_again(item):
+    items = [item("a"), item("b")]
+    with Decoders(2, LOOKS, 0, deadly.load_deadly_once) as pool:
+        assert all(found.images for found in pool.load(items))
+
+
+def test_a_style_that_does_not_look_decodes_nothing(item):
+    with Decoders(1, STYLES["text"], 0, deadly.load) as pool:
+        (content,) = pool.load([item("a", "crash")])
+    assert content.title == "crash"
+    assert not content.images
