@@ -113,7 +113,9 @@ class PlansConfig(Section):
     # "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3 checkpoints; "auto":
     # where there are such graphs.
     runtime: Literal["auto", "onnx", "torch"] = "auto"
-    # Processes with a planner each, and decoding processes beside each of them.
+    # "processes": on this machine; "ray": on the cluster at RAY_ADDRESS.
+    crew: Literal["processes", "ray"] = "processes"
+    # Workers with a planner each, and decoding processes beside each of them.
     workers: int = Field(1, ge=1, le=256)
     decoders: int = Field(1, ge=1, le=64)
     batch_size: int = Field(64, ge=1)

@@ -27,6 +27,7 @@ from serendip.curation.curate import current_pairs, read_pairs
 from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
 from serendip.planning.prompt import STYLES
+from serendip.planning.ray_crew import plan_on_ray
 from serendip.planning.rows import Chunks, Row, not_stale, stale_keys
 from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
 from serendip.progress import Seconds, progress
@@ -84,14 +85,14 @@ def publish_plans(
     artifacts: Artifacts,
     *,
     max_hours: float | None = None,
-    crew: Crew = plan_in_processes,
+    crew: Crew | None = None,
 ) -> Artifact:
     """Plans the corpus and publishes the plan store; what is not stale is taken over.
 
     Args:
         max_hours: the window. After it no item is begun, and what there is by then is published;
             the next run goes on from there.
-        crew: what plans.
+        crew: what plans; None: as ``plans.crew`` says.
 
     Raises:
         SerendipError: no item of the corpus could be planned.
@@ -117,6 +118,7 @@ def publish_plans(
     if reused := artifacts.reuse("plans", settings, inputs):
         return reused
     account = Account(len(corpus))
+    crew = crew or {"processes": plan_in_processes, "ray": plan_on_ray}[config.plans.crew]
     tree = ClusterTree.open(tree_artifact)
     setup = Setup(
         planner, tree.nodes, config.plans, config.planner.threads, trained.style, trained.frames

@@ -11,12 +11,12 @@ import contextlib
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
@@ -28,7 +28,7 @@ from serendip.planning.rows import Row
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
 
-_AHEAD = 2  # leases that a worker has in hand
+AHEAD = 2  # leases that a worker has in hand
 _DEATHS = 10  # of workers, one after the other, without a lease done between them
 
 
@@ -140,44 +140,76 @@ class Worker:
         self._decoders.close()
 
 
-def plan_in_processes(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
-    """Plans leases in worker processes of this machine, in whatever order they are done.
+class Hand(Protocol):
+    """A worker somewhere, and the leases that it has in hand."""
+
+    def in_hand(self) -> list[Lease]:
+        """Given, and not done."""
+        ...
+
+    def give(self, lease: Lease) -> None:
+        """Puts a lease into its hand; never waits, never fails."""
+        ...
+
+    def take(self) -> Done:
+        """A lease that is done. Raises WorkerGoneError if there will be none."""
+        ...
+
+    def close(self) -> None:
+        """Ends the worker."""
+        ...
+
+
+class WorkerGoneError(Exception):
+    """A worker has ended with leases in hand; says how."""
+
+
+H = TypeVar("H", bound=Hand)
+
+
+def plan_with(
+    hire: Callable[[], H], ready: Callable[[list[H]], Iterable[H]], leases: Iterator[Lease],
+    workers: int,
+) -> Iterator[Done]:  # fmt: skip
+    """Plans leases with workers, whatever they are, in whatever order they are done.
+
+    Args:
+        hire: starts one.
+        ready: waits; those of the given ones that have a lease done, or are gone.
 
     Raises:
         SerendipError: the planner cannot be opened, or workers die one after the other.
     """
-    processes.set_forkserver_preload([__name__, "serendip.planning.planner"])
     again: deque[Lease] = deque()
-    crew = [_Hand(setup) for _ in range(setup.plans.workers)]
+    crew = [hire() for _ in range(workers)]
     deaths = 0
     try:
         while True:
             for hand in crew:
-                while len(hand.leases) < _AHEAD:
+                while len(hand.in_hand()) < AHEAD:
                     lease = again.popleft() if again else next(leases, None)
                     if lease is None:
                         break
                     hand.give(lease)
-            busy = [hand for hand in crew if hand.leases]
+            busy = [hand for hand in crew if hand.in_hand()]
             if not busy:
                 return
-            for connection in wait([hand.connection for hand in busy]):
-                hand = next(h for h in busy if h.connection is connection)
+            for hand in ready(busy):
                 try:
                     done = hand.take()
-                except (EOFError, OSError):
+                except WorkerGoneError as e:
                     deaths += 1
                     if deaths == _DEATHS:
                         raise SerendipError(
-                            f"{deaths} workers died one after the other ({hand.how_it_ended()})",
+                            f"{deaths} workers died one after the other ({e})",
                             field="plans.workers",
-                            value=setup.plans.workers,
+                            value=workers,
                             remedy="Give the machine more memory, or run fewer workers; then run "
                             "the same command again: what is planned is kept.",
                         ) from None
-                    again.extend(hand.leases.values())
+                    again.extend(hand.in_hand())
                     hand.close()
-                    crew[crew.index(hand)] = _Hand(setup)
+                    crew[crew.index(hand)] = hire()
                 else:
                     deaths = 0
                     yield done
@@ -186,35 +218,48 @@ def plan_in_processes(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
             hand.close()
 
 
+def plan_in_processes(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
+    """Plans leases in worker processes of this machine: see ``plan_with``."""
+    processes.set_forkserver_preload([__name__, "serendip.planning.planner"])
+
+    def ready(hands: list[_Hand]) -> Iterable[_Hand]:
+        by = {hand.connection: hand for hand in hands}
+        return [by[c] for c in wait(list(by)) if isinstance(c, Connection)]
+
+    return plan_with(lambda: _Hand(setup), ready, leases, setup.plans.workers)
+
+
 class _Hand:
-    """A worker process, and the leases that it has in hand."""
+    """A worker process."""
 
     def __init__(self, setup: Setup) -> None:
-        self.leases: dict[int, Lease] = {}
+        self._leases: dict[int, Lease] = {}
         self._given = 0
         self.connection, theirs = processes.Pipe()
         self._process = processes.Process(target=_work, args=(theirs, setup))
         self._process.start()
         theirs.close()
 
+    def in_hand(self) -> list[Lease]:
+        return list(self._leases.values())
+
     def give(self, lease: Lease) -> None:
-        self.leases[self._given] = lease
+        self._leases[self._given] = lease
         with contextlib.suppress(OSError):  # it has died, as ``take`` will say
             self.connection.send((self._given, lease))
         self._given += 1
 
     def take(self) -> Done:
-        """The next lease that is done. Raises EOFError or OSError if the worker is gone."""
-        number, answer = self.connection.recv()
+        try:
+            number, answer = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise WorkerGoneError(f"exit code {self._process.exitcode}") from None
         if isinstance(answer, SerendipError):
             raise answer
-        del self.leases[number]
+        del self._leases[number]
         done: Done = answer
         return done
-
-    def how_it_ended(self) -> str:
-        self._process.join()
-        return f"exit code {self._process.exitcode}"
 
     def close(self) -> None:
         self.connection.close()
@@ -244,7 +289,7 @@ def _work(connection: Connection, setup: Setup) -> None:
             traceback.print_exc()
             send(number, SerendipError(f"a worker failed ({type(e).__name__}: {e})", field="plan"))
 
-    with ThreadPoolExecutor(_AHEAD) as threads:
+    with ThreadPoolExecutor(AHEAD) as threads:
         while True:
             try:
                 threads.submit(plan, *connection.recv())

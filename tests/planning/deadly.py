@@ -27,3 +27,9 @@ def load_deadly_once(item, style, frames):
         seen.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return load_content(item, style, frames)
+
+
+def load_slowly(item, style, frames):
+    """Decodes as if the item were far away."""
+    time.sleep(0.03)
+    return load_content(item, style, frames)

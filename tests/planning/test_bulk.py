@@ -2,22 +2,27 @@
 
 import dataclasses
 import shutil
+import time
 from contextlib import closing
+from itertools import islice
+from types import SimpleNamespace
 
+import deadly
 import pyarrow.parquet as pq
 import pytest
+from bulk_rows import rows_of
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
-from serendip.core import CorruptArtifact, SerendipError
+from serendip.core import CorruptArtifact, InvalidRequest, SerendipError
 from serendip.curation.curate import read_pairs
 from serendip.planning import bulk
 from serendip.planning.bulk import publish_plans
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
-from serendip.planning.rows import Chunks, Row, stale_keys
-from serendip.planning.workers import plan_in_processes
+from serendip.planning.rows import stale_keys
+from serendip.planning.workers import Setup, Task, Worker, plan_in_processes
 from serendip.tree.cluster_tree import ClusterTree
 
 
@@ -30,15 +35,6 @@ def own_copy(small_world, tmp_path):
     shutil.copytree(small_world.config.data_path, config.data_path)
     shutil.copytree(small_world.config.artifacts_path, config.artifacts_path)
     return config, Artifacts(config.artifacts_path)
-
-
-def rows_of(artifact):
-    """Rows of a plans artefact, with plans that were read."""
-    return [
-        Row(**row | {"plan": row["plan"] and decode_plan(row["plan"])})
-        for table in Chunks(artifact.path / bulk.CHUNKS).tables()
-        for row in table.to_pylist()
-    ]
 
 
 def test_every_item_of_the_corpus_has_one_row(small_world):
@@ -166,3 +162,68 @@ def test_a_corpus_of_bad_media_alone_publishes_nothing(own_copy):
     with pytest.raises(SerendipError, match="no item of the corpus could be planned"):
         publish_plans(config, artifacts)
     assert artifacts.current_version("plans") == before
+
+
+def test_the_window_s_end_publishes_the_most_impressed_and_the_next_run_goes_on(
+    own_copy, monkeypatch
+):
+    config, artifacts = own_copy
+    config = config.model_copy(update={"plans": config.plans.model_copy(update={"batch_size": 8})})
+    whole = artifacts.current("plans")
+    shutil.rmtree(config.artifacts_path / "plans")
+    later = time.monotonic() + 7200
+
+    def slow_after_the_third(setup, leases):
+        for at, planned in enumerate(plan_in_processes(setup, leases)):
+            yield planned
+            if at == 2:
+                monkeypatch.setattr(bulk, "time", SimpleNamespace(monotonic=lambda: later))
+
+    part = publish_plans(config, artifacts, max_hours=1, crew=slow_after_the_third)
+    monkeypatch.undo()
+    corpus = read_pairs(artifacts.current("pairs"), "corpus").column("item_id").to_pylist()
+    planned = part.facts["planned"]
+    assert 24 <= planned < len(corpus) == planned + part.facts["left"]
+    assert {r.item_id for r in rows_of(part)} == set(corpus[:planned])
+    with closing(LmdbStore(part.file(FILE))) as store:
+        assert store.info().count == planned
+    rest = publish_plans(config, artifacts)
+    assert (rest.facts["resumed"], rest.facts["planned"]) == (planned, part.facts["left"])
+    assert rest.version == whole.version != part.version
+    assert artifacts.current("plans").version == whole.version
+    assert sorted(r.item_id for r in rows_of(rest)) == sorted(corpus)
+
+
+def test_a_window_without_time_says_so_and_publishes_nothing(own_copy):
+    config, artifacts = own_copy
+    shutil.rmtree(config.artifacts_path / "plans")
+    with pytest.raises(InvalidRequest, match="--max-hours: was over before an item was planned"):
+        publish_plans(config, artifacts, max_hours=0)
+    assert artifacts.current_version("plans") is None
+
+
+def test_torch_and_onnx_runtime_plan_alike(own_copy):
+    config, artifacts = own_copy
+    by_graph = {r.item_id: r.plan.clusters for r in rows_of(artifacts.current("plans"))}
+    assert (artifacts.current("planner").path / "onnx").exists()
+    shutil.rmtree(config.artifacts_path / "plans")
+    plans = config.plans.model_copy(update={"runtime": "torch", "workers": 2, "decoders": 2})
+    made = publish_plans(config.model_copy(update={"plans": plans}), artifacts)
+    for row in rows_of(made):
+        ours, theirs = row.plan.clusters, by_graph[row.item_id]
+        assert [c.node_id for c in ours] == [c.node_id for c in theirs]
+        assert [c.score for c in ours] == pytest.approx([c.score for c in theirs], abs=1e-4)
+
+
+def test_one_item_that_cannot_be_put_to_the_model_stops_nothing(small_world):
+    """A worker plans the others of its lease without it."""
+    artifacts = small_world.artifacts
+    tree = ClusterTree.open(artifacts.current("tree"))
+    setup = Setup(artifacts.current("planner"), tree.nodes, small_world.config.plans, 1, "text", 0)
+    worker = Worker(dataclasses.replace(setup, load=deadly.load))
+    items = list(islice(read_items(small_world.config.data_path), 3))
+    # The planner was trained to look: without pictures its prompts cannot be built.
+    (row,) = worker.plan([Task(items[0], None, "key")]).rows
+    worker.close()
+    assert (row.plan, row.stale_key) == (None, "key")
+    assert "needs at least one image" in row.reason

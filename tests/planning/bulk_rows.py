@@ -1,0 +1,14 @@
+"""What a bulk job left: its rows, read back."""
+
+from serendip.planning import bulk
+from serendip.planning.plan_store import decode_plan
+from serendip.planning.rows import Chunks, Row
+
+
+def rows_of(artifact):
+    """Rows of a plans artefact, with plans that were read."""
+    return [
+        Row(**row | {"plan": row["plan"] and decode_plan(row["plan"])})
+        for table in Chunks(artifact.path / bulk.CHUNKS).tables()
+        for row in table.to_pylist()
+    ]
