@@ -1,0 +1,230 @@
+"""Bulk planning: the job as a whole, and its model against transformers' own generation.
+
+    ./build.sh bench plan [--quick] [--folder DIR]
+
+*vs_generate*: contents that are already decoded, to the eight best clusters of each item but its
+own: no reasoning, the full score, 12 beams, batches of 32. The peer is ``generate`` with
+``prefix_allowed_tokens_fn`` over nested dicts and ``length_penalty=0``, on the same checkpoint.
+CPU seconds on one thread, taken in turns.
+
+*incremental_vs_full*: wall-clock seconds of ``serendip plan`` by its own summary: all of the
+corpus, and then a tenth of it whose thumbnails are new. The world is simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from common.timing import Times, interleaved, shown
+from peers.hf_generate import Dicts, generate_descriptions, trie_without
+from rich.table import Table
+
+from serendip.artifacts import Artifacts
+from serendip.catalog.items import read_items
+from serendip.catalog.synth import synthesise
+from serendip.config import Config
+from serendip.curation.curate import publish_pairs, read_pairs
+from serendip.planning.bulk import publish_plans
+from serendip.planning.decode import decode
+from serendip.planning.finetune import publish_planner
+from serendip.planning.planner import Planner
+from serendip.planning.prompt import ANSWER, STYLES, Content, load_content
+from serendip.planning.search import Search
+from serendip.progress import console
+from serendip.tree.build import publish_tree
+from serendip.tree.cluster_tree import ClusterTree
+
+BEAMS, CLUSTERS, BATCH = 12, 8, 32
+STALE = 0.1
+Found = list[dict[int, float]]  # an item: full score by node
+
+
+def main() -> None:
+    """Measures both, and prints tables and one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("artifacts/bench-plan"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    config = configure(options.folder / ("quick" if options.quick else "full"), options.quick)
+    artifacts = Artifacts(config.artifacts_path)
+    if not config.data_path.exists():
+        synthesise(config)
+    for stage in (publish_tree, publish_pairs, publish_planner):
+        stage(config, artifacts)
+    seconds, agreement = measure_models(
+        config, artifacts, items=64 if options.quick else 256, repetitions=2 if options.quick else 5
+    )
+    jobs = measure_jobs(config, artifacts)
+    show(seconds, agreement, jobs)
+    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    ratios = {
+        "vs_generate": median["generate"] / min(median["onnx"], median["torch"]),
+        "vs_generate_torch": median["generate"] / median["torch"],
+        "incremental_vs_full": jobs["full"]["seconds"] / jobs["incremental"]["seconds"],
+    }
+    figures = {
+        "items_per_s": jobs["full"]["items_per_s"],
+        "seconds_an_item": median,
+        "agreement": agreement,
+        "jobs": jobs,
+    }
+    conditions = {
+        "simulated": True,
+        "quick": options.quick,
+        "beams": BEAMS,
+        "clusters": CLUSTERS,
+        "batch": BATCH,
+        "workers": config.plans.workers,
+        "decoders": config.plans.decoders,
+        "threads": 1,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "versions": {n: version(n) for n in ("torch", "transformers", "onnxruntime-gpu")},
+    }
+    print(
+        json.dumps(
+            {"bench": "plan", "conditions": conditions, "figures": figures, "ratios": ratios}
+        )
+    )
+
+
+def configure(folder: Path, quick: bool) -> Config:
+    """The tiny world with more items; ``quick``: fewer, and a planner of a few steps."""
+    synth = {"items_per_topic": 8, "interactions": 30_000, "users": 300, "captions": 200}
+    planner = {"pretrain_steps": 4, "steps": 4, "log_every": 2, "batch_size": 8}
+    return Config.model_validate(
+        {
+            "data_dir": str(folder / "data"),
+            "artifacts_dir": str(folder / "artifacts"),
+            "synth": synth if quick else {"items_per_topic": 120},
+            "planner": planner if quick else {},
+        }
+    )
+
+
+# --- the model ---------------------------------------------------------------------------------
+
+
+def measure_models(
+    config: Config, artifacts: Artifacts, items: int, repetitions: int
+) -> tuple[dict[str, Times], dict[str, float]]:
+    """CPU seconds an item of each way, and how far they agree."""
+    tree = ClusterTree.open(artifacts.current("tree"))
+    planners = {
+        runtime: Planner.open(
+            artifacts.current("planner"),
+            tree.nodes,
+            config.plans.model_copy(update={"runtime": runtime}),
+        )
+        for runtime in ("onnx", "torch")
+    }
+    planner = planners["torch"]
+    style = STYLES[planner.config.style]
+    wanted = set(read_pairs(artifacts.current("pairs"), "corpus").column("item_id").to_pylist())
+    chosen = [i for i in read_items(config.data_path) if i.item_id in wanted][:items]
+    contents = [load_content(item, style, planner.config.frames) for item in chosen]
+    own = [tree.node_of(item.item_id, planner.level) for item in chosen]
+    calls = {name: partial(ours, p, contents, own) for name, p in planners.items()}
+    tries = {node: trie_without(planner.trie, node) for node in set(own)}
+    calls["generate"] = partial(theirs, planner, contents, [tries[node] for node in own])
+    agreement = compare(calls["onnx"](), calls["generate"](), calls["torch"]())
+    times = interleaved(calls, repetitions)
+    return {name: seconds / len(chosen) for name, seconds in times.items()}, agreement
+
+
+def ours(planner: Planner, contents: list[Content], own: list[int | None]) -> Found:
+    """The engine, as bulk planning runs it but for the reasoning and the score."""
+    found: Found = []
+    for at in range(0, len(contents), BATCH):
+        batch = slice(at, at + BATCH)
+        decoded = decode(
+            planner._session(), planner._encode(contents[batch]), planner._trie_head,
+            [planner.view(node) for node in own[batch]],
+            Search(k=CLUSTERS, beams=BEAMS, score="full"),
+            opening=planner.mllm.tokens(ANSWER), ends=planner.mllm.end_tokens, max_reasoning=0,
+        )  # fmt: skip
+        nodes = planner.trie.node_of_rank
+        found += [{int(nodes[f.rank]): f.score for f in d.answer.found} for d in decoded]
+    return found
+
+
+def theirs(planner: Planner, contents: list[Content], tries: list[Dicts]) -> Found:
+    """``generate`` from the same encoded prompts, opened in the same way."""
+    found: Found = []
+    for at in range(0, len(contents), BATCH):
+        batch = slice(at, at + BATCH)
+        found += generate_descriptions(
+            planner.mllm, planner.trie, planner._encode(contents[batch]), tries[batch],
+            opening=planner.mllm.tokens(ANSWER), beams=BEAMS, k=CLUSTERS,
+        )  # fmt: skip
+    return found
+
+
+def compare(onnx: Found, generate: Found, torch_: Found) -> dict[str, float]:
+    """Raises if a cluster has two scores; how many of the peer's clusters we found as well."""
+    same = worse = 0
+    for a, b, c in zip(onnx, generate, torch_, strict=True):
+        for other in (b, c):
+            for node in set(a) & set(other):
+                assert abs(a[node] - other[node]) < 2e-3, (node, a[node], other[node])
+        same += len(set(a) & set(b))
+        worse += sum(a.values()) < sum(b.values()) - 2e-3
+    return {
+        "clusters_in_common": same / sum(map(len, generate)),
+        "items_with_a_worse_eight": worse / len(onnx),
+    }
+
+
+# --- the job -----------------------------------------------------------------------------------
+
+
+def measure_jobs(config: Config, artifacts: Artifacts) -> dict[str, dict[str, Any]]:
+    """The summaries of a full run, and of one after a tenth of the corpus has changed."""
+    shutil.rmtree(config.artifacts_path / "plans", ignore_errors=True)
+    full = publish_plans(config, artifacts)
+    corpus = read_pairs(artifacts.current("pairs"), "corpus").column("item_id").to_pylist()
+    stale = set(np.random.default_rng(0).choice(corpus, round(STALE * len(corpus)), False).tolist())
+    for item in read_items(config.data_path):
+        if item.item_id in stale:
+            assert isinstance(item.thumbnail, Path)
+            # Decoders stop at the picture's end; its hash is another.
+            with item.thumbnail.open("ab") as f:
+                f.write(b"\0")
+    incremental = publish_plans(config, artifacts)
+    assert incremental.facts["planned"] == len(stale)
+    return {"full": dict(full.facts), "incremental": dict(incremental.facts)}
+
+
+def show(
+    seconds: dict[str, Times], agreement: dict[str, float], jobs: dict[str, dict[str, Any]]
+) -> None:
+    """Tables."""
+    table = Table("contents to 8 clusters", "CPU ms an item", "x ours (ONNX Runtime)")
+    for name, times in seconds.items():
+        table.add_row(name, shown(times, 1e-3), shown(times / seconds["onnx"], 1))
+    console.print(table, agreement)
+    stages = sorted({stage for job in jobs.values() for stage in job["seconds_by_stage"]})
+    table = Table("serendip plan", "planned", "reused", "items/s", "seconds", *stages)
+    for name, job in jobs.items():
+        table.add_row(
+            name, *(str(job[n]) for n in ("planned", "reused", "items_per_s", "seconds")),
+            *(str(job["seconds_by_stage"].get(stage, 0)) for stage in stages),
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
