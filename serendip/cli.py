@@ -118,11 +118,26 @@ def finetune(config: ConfigName = "tiny", seed: Seed = None) -> None:
 
 
 @app.command()
-def plan(config: ConfigName = "tiny", seed: Seed = None) -> None:
+def plan(
+    config: ConfigName = "tiny",
+    seed: Seed = None,
+    redis: Annotated[str, typer.Option(help="URL of a Redis that gets the plans as well.")] = "",
+) -> None:
     """Plans the items that cover most impressions, stale ones only."""
     from serendip.planning.bulk import publish_plans
 
-    _publish(publish_plans, config, seed)
+    def stage(settings: Config, artifacts: Artifacts) -> Artifact:
+        if not redis:
+            return publish_plans(settings, artifacts)
+        from serendip.planning.lmdb_store import FILE
+        from serendip.planning.redis_store import connect, copy_to_redis
+
+        connect(redis).close()  # a wrong URL shows before the planning, not after it
+        artifact = publish_plans(settings, artifacts)
+        copy_to_redis(artifact.file(FILE), redis)
+        return artifact
+
+    _publish(stage, config, seed)
 
 
 @app.command()

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 
 from serendip.core import (
     CorruptArtifact,
@@ -29,6 +30,7 @@ from serendip.core import (
     NotReady,
     SerendipError,
 )
+from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import StoreInfo, checked_rows, key_of
 from serendip.progress import progress
 
@@ -47,7 +49,7 @@ PREFIX = "serendip:plans"
 _PLANS_A_BUCKET = 1000
 _BATCH = 2000  # commands a round trip
 _LOCK_S = 60.0  # a writer that says nothing for so long is taken for dead
-_REMEDY = "Write the version again."
+_REMEDY = "Write the version again (serendip plan --redis URL)."
 
 
 def connect(url: str, *, timeout_s: float = 1.0, retries: int = 1) -> redis.Redis:
@@ -81,6 +83,20 @@ def current_version(client: redis.Redis, *, prefix: str = PREFIX) -> str | None:
     with _typed(client):
         found = client.get(f"{prefix}:current")
     return None if found is None else found.decode()
+
+
+def copy_to_redis(path: Path, url: str) -> None:
+    """Writes the plans of an LMDB store into Redis, and makes them current there.
+
+    Raises:
+        CorruptArtifact: no store at ``path``.
+        InvalidRequest, NotReady, SerendipError: as ``connect`` and ``write_redis``.
+    """
+    with (
+        closing(LmdbStore(path)) as store,
+        closing(connect(url, timeout_s=30, retries=0)) as client,
+    ):
+        write_redis(client, store.rows(), store.info())
 
 
 # --- write -------------------------------------------------------------------------------
