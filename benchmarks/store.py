@@ -1,6 +1,6 @@
 """What the plan store costs: to build, to read, and how fast readers follow a swap.
 
-    ./build.sh bench store [--quick]
+    ./build.sh bench store [--quick] [--plans N]
 
 Plans are serialised protos of 8 clusters and a reasoning (made-up descriptions, real encoding),
 given to our builder in no order. A read is one get of a random item, timed by itself with the
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,8 +76,12 @@ def main() -> None:
     """Builds, reads, follows; prints tables and one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--plans", type=int, help="in place of 10M")
     options = parser.parse_args()
     size = QUICK if options.quick else FULL
+    if options.plans:
+        fewer = min(options.plans, size.redis_plans)
+        size = replace(size, plans=options.plans, redis_plans=fewer)
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     try:
@@ -209,6 +213,7 @@ def measure(size: Size) -> tuple[dict[str, Built], dict[str, dict[str, Read]]]:
     taken = stopwatch.taken()
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
     builds[OURS] = Built(*taken, path.stat().st_size / size.plans, peak)
+    tell(OURS, builds[OURS])
     ours = LmdbStore(path)
     reads: dict[str, dict[str, Read]] = {}
 
@@ -219,6 +224,7 @@ def measure(size: Size) -> tuple[dict[str, Built], dict[str, dict[str, Read]]]:
         stopwatch = Stopwatch(wall_s, cpu_s)
         peer = make((name.encode(), plan) for name, plan in plans(size.plans, 1))
         builds[name] = Built(*stopwatch.taken(), peer.size() / size.plans)
+        tell(name, builds[name])
         reads[name] = measure_reads(size, {OURS: ours, name: peer}, size.plans)
         peer.close()
     if shutil.which("redis-server") and _version("redis"):
@@ -227,6 +233,11 @@ def measure(size: Size) -> tuple[dict[str, Built], dict[str, dict[str, Read]]]:
         wide.print("Redis is left out: no redis-server, or no redis-py")
     ours.close()
     return builds, reads
+
+
+def tell(name: str, built: Built) -> None:
+    """A long run says what it has."""
+    wide.print(f"{name}: built in {built.wall_s:.1f} s, {built.cpu_s:.1f} of them CPU")
 
 
 def measure_redis(size: Size, ours: LmdbStore) -> tuple[Built, dict[str, Read]]:

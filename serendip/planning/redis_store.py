@@ -6,7 +6,7 @@ Under a prefix, one version beside the other::
     PREFIX:versions             whole versions, the newest first
     PREFIX:VERSION:info         hash: what the version holds; it is there when the version is whole
     PREFIX:VERSION:BUCKET       hash: item ID -> serialised plan
-    PREFIX:building             hash: version -> buckets of what was begun and is not whole
+    PREFIX:partial              hash: version -> buckets of what is being written or removed
     PREFIX:lock                 the one writer
 
 An item's bucket is its crc32 modulo the number of buckets: about a thousand plans each, so that no
@@ -108,7 +108,7 @@ def write_redis(
     info: StoreInfo,
     *,
     prefix: str = PREFIX,
-    keep: int = 2,
+    keep: int = 3,
 ) -> None:
     """Writes a version and, when it is whole, makes it current; then removes the oldest.
 
@@ -118,7 +118,9 @@ def write_redis(
     Args:
         client: one that does not retry.
         plans: item ID and serialised plan, in any order.
-        keep: how many versions stay, the new one included; at least 1.
+        keep: how many versions stay, the new one included; at least 1. A server reads the
+            version of its release, so that more of them must stay than are planned between two
+            releases.
 
     Raises:
         InvalidRequest: an item ID is not 1 to 256 bytes, or another process is writing.
@@ -130,19 +132,19 @@ def write_redis(
         raise InvalidRequest("must be at least 1", field="keep", value=keep)
     buckets = info.count // _PLANS_A_BUCKET + 1
     with _typed(client), _sole_writer(client, prefix) as lock:
-        for version, left in client.hgetall(f"{prefix}:building").items():
+        for version, left in client.hgetall(f"{prefix}:partial").items():
             _remove(client, prefix, version.decode(), int(left))
         is_new = not _is_whole(client, prefix, info.version)
         if is_new:
             _remove(client, prefix, info.version, buckets)  # what eviction has left of it
-            client.hset(f"{prefix}:building", info.version, buckets)
+            client.hset(f"{prefix}:partial", info.version, buckets)
         try:
             with client.pipeline() as swap:
                 if is_new:
                     _write_buckets(client, lock, f"{prefix}:{info.version}", plans, info, buckets)
                     said = {"said": info.encode(), "buckets": buckets}
                     swap.hset(f"{prefix}:{info.version}:info", mapping=said)
-                    swap.hdel(f"{prefix}:building", info.version)
+                    swap.hdel(f"{prefix}:partial", info.version)
                 swap.lrem(f"{prefix}:versions", 0, info.version)
                 swap.lpush(f"{prefix}:versions", info.version)
                 swap.set(f"{prefix}:current", info.version)
@@ -153,8 +155,9 @@ def write_redis(
                     _remove(client, prefix, info.version, buckets)
             raise
         for old in client.lrange(f"{prefix}:versions", keep, -1):
-            said = client.hget(f"{prefix}:{old.decode()}:info", "buckets")
-            _remove(client, prefix, old.decode(), int(said or 0))
+            left = int(client.hget(f"{prefix}:{old.decode()}:info", "buckets") or 0)
+            client.hset(f"{prefix}:partial", old, left)  # should this be killed on the way
+            _remove(client, prefix, old.decode(), left)
 
 
 def _write_buckets(
@@ -205,7 +208,7 @@ def _remove(client: redis.Redis, prefix: str, version: str, buckets: int) -> Non
     for at in range(0, buckets, _BATCH):
         names = (f"{prefix}:{version}:{n}" for n in range(at, min(at + _BATCH, buckets)))
         client.unlink(*names)
-    client.hdel(f"{prefix}:building", version)
+    client.hdel(f"{prefix}:partial", version)
 
 
 @contextmanager

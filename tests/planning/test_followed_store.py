@@ -64,7 +64,8 @@ class InRedis:
 
     def publish(self, count, name):
         version = f"{name:012x}"
-        self.room.write_redis(self.client, plans_of(count, version), info_of(count, version))
+        rows = plans_of(count, version)
+        self.room.write_redis(self.client, rows, info_of(count, version), keep=2)
         return version
 
     def publish_corrupt(self, name):
