@@ -23,6 +23,9 @@ def main(
         str, typer.Option(help="HOST:PORT of a retriever server: serves Recommend as well.")
     ] = "",
     live: Annotated[bool, typer.Option(help="Plan live what the store does not have.")] = True,
+    redis: Annotated[
+        str, typer.Option(help="URL of the Redis to look plans up in, in place of the file.")
+    ] = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port for gRPC; 0: any free one.")] = 50051,
     metrics_port: Annotated[
@@ -40,7 +43,7 @@ def main(
 
     options = ServerOptions(host=host, port=port, metrics_port=metrics_port)
     try:
-        asyncio.run(run(artifacts, catalogue, retriever, live, options))
+        asyncio.run(run(artifacts, catalogue, retriever, live, redis, options))
     except SerendipError as e:
         print(f"planner_server: {e}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -40,10 +40,15 @@ async def servicers(
 
 
 async def run(
-    artifacts: Path, catalogue: Path | None, retriever: str, live: bool, options: ServerOptions
+    artifacts: Path,
+    catalogue: Path | None,
+    retriever: str,
+    live: bool,
+    redis: str,
+    options: ServerOptions,
 ) -> None:
     """Opens the current release and serves it until a signal."""
-    serving = open_release(Artifacts(artifacts), catalogue, live=live)
+    serving = open_release(Artifacts(artifacts), catalogue, live=live, redis=redis)
     async with servicers(serving, retriever) as (planner, recommender):
 
         def add(server: Any) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from planner_server.live import LivePlanner
-from serendip.artifacts import Artifacts
+from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import read_items
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import CorruptArtifact, Item, Plan, PlannedCluster, Versions
@@ -56,15 +56,19 @@ class Serving:
         )
 
 
-def open_release(artifacts: Artifacts, catalogue: Path | None, *, live: bool) -> Serving:
+def open_release(
+    artifacts: Artifacts, catalogue: Path | None, *, live: bool, redis: str = ""
+) -> Serving:
     """Opens tree, plans and, if ``live``, the checkpoint of the current release.
 
     Args:
         catalogue: the data folder whose media live plans may read; None: they are made from
             requests' bytes alone.
+        redis: URL of the Redis that has the release's plans; empty: the artefact's file is read.
 
     Raises:
-        NotFound: there is no release, or not the part that it names.
+        NotFound: there is no release, or not the part that it names, or Redis lacks its plans.
+        NotReady: Redis cannot be reached.
         CorruptArtifact: a part is not what it says, or does not fit the others.
         InvalidData: the catalogue breaks its schema.
     """
@@ -92,7 +96,7 @@ def open_release(artifacts: Artifacts, catalogue: Path | None, *, live: bool) ->
         trie=DescriptionTrie.open(trained.path / "trie"),
         level=level,
         level_gap=level_gap,
-        store=LmdbStore(parts["plans"].file(FILE)),
+        store=_store(parts["plans"], redis),
         fallbacks=_fallbacks(tree, level, level_gap, parts["plans"].file("transitions.parquet")),
         live=LivePlanner(
             Planner.open(
@@ -104,6 +108,14 @@ def open_release(artifacts: Artifacts, catalogue: Path | None, *, live: bool) ->
         else None,
         items={} if catalogue is None else {i.item_id: i for i in read_items(catalogue)},
     )
+
+
+def _store(plans: Artifact, redis: str) -> PlanStore:
+    if not redis:
+        return LmdbStore(plans.file(FILE))
+    from serendip.planning.redis_store import RedisStore, connect
+
+    return RedisStore(connect(redis), plans.version)
 
 
 def _fallbacks(

@@ -31,6 +31,7 @@ from serendip.core import (
     check_length,
     check_range,
 )
+from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import plan_message
 from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
@@ -149,7 +150,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
     ) -> list[planner_pb2.PlanRow]:
         """One row a context item, in order: stored plans at once, the others live together."""
         ids = list(request.context_item_ids)
-        stored = self._serving.store.get_many(ids)
+        stored = await self._stored(ids)
 
         async def one(item_id: str, plan: bytes | None) -> planner_pb2.PlanRow:
             try:
@@ -161,6 +162,12 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
                 return planner_pb2.PlanRow(status=status_of(e))
 
         return list(await asyncio.gather(*map(one, ids, stored)))
+
+    async def _stored(self, ids: Sequence[str]) -> list[bytes | None]:
+        store = self._serving.store
+        if isinstance(store, LmdbStore):  # a mapped file: a thread would take longer than the read
+            return store.get_many(ids)
+        return await asyncio.to_thread(store.get_many, ids)
 
     async def _make(
         self, item_id: str, siblings_only: bool, deadline: float | None

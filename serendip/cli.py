@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,11 +124,23 @@ def plan(
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="Begin no item after this; publish what there is.")
     ] = None,
+    redis: Annotated[str, typer.Option(help="URL of a Redis that gets the plans as well.")] = "",
 ) -> None:
     """Plans the items that cover most impressions, stale ones only."""
     from serendip.planning.bulk import publish_plans
 
-    _publish(partial(publish_plans, max_hours=max_hours), config, seed)
+    def stage(settings: Config, artifacts: Artifacts) -> Artifact:
+        if not redis:
+            return publish_plans(settings, artifacts, max_hours=max_hours)
+        from serendip.planning.lmdb_store import FILE
+        from serendip.planning.redis_store import connect, copy_to_redis
+
+        connect(redis).close()  # a wrong URL shows before the planning, not after it
+        artifact = publish_plans(settings, artifacts, max_hours=max_hours)
+        copy_to_redis(artifact.file(FILE), redis)
+        return artifact
+
+    _publish(stage, config, seed)
 
 
 @app.command()

@@ -140,6 +140,13 @@ class LmdbStore:
         """What the store holds."""
         return self._info
 
+    def rows(self) -> Iterator[tuple[str, bytes]]:
+        """Every item ID with its plan, in the order of the keys."""
+        with self._open().begin() as txn, txn.cursor() as cursor:
+            for key, plan in cursor:
+                if key != _INFO:
+                    yield key.decode(), plan
+
     def close(self) -> None:
         """Lets go of the file: it is closed once no other store of this process has it open."""
         self._env = None

@@ -6,7 +6,7 @@ Under a prefix, one version beside the other::
     PREFIX:versions             whole versions, the newest first
     PREFIX:VERSION:info         hash: what the version holds; it is there when the version is whole
     PREFIX:VERSION:BUCKET       hash: item ID -> serialised plan
-    PREFIX:building             hash: version -> buckets of what was begun and is not whole
+    PREFIX:partial              hash: version -> buckets of what is being written or removed
     PREFIX:lock                 the one writer
 
 An item's bucket is its crc32 modulo the number of buckets: about a thousand plans each, so that no
@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 
 from serendip.core import (
     CorruptArtifact,
@@ -29,6 +30,7 @@ from serendip.core import (
     NotReady,
     SerendipError,
 )
+from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import StoreInfo, checked_rows, key_of
 from serendip.progress import progress
 
@@ -47,7 +49,7 @@ PREFIX = "serendip:plans"
 _PLANS_A_BUCKET = 1000
 _BATCH = 2000  # commands a round trip
 _LOCK_S = 60.0  # a writer that says nothing for so long is taken for dead
-_REMEDY = "Write the version again."
+_REMEDY = "Write the version again (serendip plan --redis URL)."
 
 
 def connect(url: str, *, timeout_s: float = 1.0, retries: int = 1) -> redis.Redis:
@@ -83,6 +85,20 @@ def current_version(client: redis.Redis, *, prefix: str = PREFIX) -> str | None:
     return None if found is None else found.decode()
 
 
+def copy_to_redis(path: Path, url: str) -> None:
+    """Writes the plans of an LMDB store into Redis, and makes them current there.
+
+    Raises:
+        CorruptArtifact: no store at ``path``.
+        InvalidRequest, NotReady, SerendipError: as ``connect`` and ``write_redis``.
+    """
+    with (
+        closing(LmdbStore(path)) as store,
+        closing(connect(url, timeout_s=30, retries=0)) as client,
+    ):
+        write_redis(client, store.rows(), store.info())
+
+
 # --- write -------------------------------------------------------------------------------
 
 
@@ -92,7 +108,7 @@ def write_redis(
     info: StoreInfo,
     *,
     prefix: str = PREFIX,
-    keep: int = 2,
+    keep: int = 3,
 ) -> None:
     """Writes a version and, when it is whole, makes it current; then removes the oldest.
 
@@ -102,7 +118,9 @@ def write_redis(
     Args:
         client: one that does not retry.
         plans: item ID and serialised plan, in any order.
-        keep: how many versions stay, the new one included; at least 1.
+        keep: how many versions stay, the new one included; at least 1. A server reads the
+            version of its release, so that more of them must stay than are planned between two
+            releases.
 
     Raises:
         InvalidRequest: an item ID is not 1 to 256 bytes, or another process is writing.
@@ -114,19 +132,19 @@ def write_redis(
         raise InvalidRequest("must be at least 1", field="keep", value=keep)
     buckets = info.count // _PLANS_A_BUCKET + 1
     with _typed(client), _sole_writer(client, prefix) as lock:
-        for version, left in client.hgetall(f"{prefix}:building").items():
+        for version, left in client.hgetall(f"{prefix}:partial").items():
             _remove(client, prefix, version.decode(), int(left))
         is_new = not _is_whole(client, prefix, info.version)
         if is_new:
             _remove(client, prefix, info.version, buckets)  # what eviction has left of it
-            client.hset(f"{prefix}:building", info.version, buckets)
+            client.hset(f"{prefix}:partial", info.version, buckets)
         try:
             with client.pipeline() as swap:
                 if is_new:
                     _write_buckets(client, lock, f"{prefix}:{info.version}", plans, info, buckets)
                     said = {"said": info.encode(), "buckets": buckets}
                     swap.hset(f"{prefix}:{info.version}:info", mapping=said)
-                    swap.hdel(f"{prefix}:building", info.version)
+                    swap.hdel(f"{prefix}:partial", info.version)
                 swap.lrem(f"{prefix}:versions", 0, info.version)
                 swap.lpush(f"{prefix}:versions", info.version)
                 swap.set(f"{prefix}:current", info.version)
@@ -137,8 +155,9 @@ def write_redis(
                     _remove(client, prefix, info.version, buckets)
             raise
         for old in client.lrange(f"{prefix}:versions", keep, -1):
-            said = client.hget(f"{prefix}:{old.decode()}:info", "buckets")
-            _remove(client, prefix, old.decode(), int(said or 0))
+            left = int(client.hget(f"{prefix}:{old.decode()}:info", "buckets") or 0)
+            client.hset(f"{prefix}:partial", old, left)  # should this be killed on the way
+            _remove(client, prefix, old.decode(), left)
 
 
 def _write_buckets(
@@ -189,7 +208,7 @@ def _remove(client: redis.Redis, prefix: str, version: str, buckets: int) -> Non
     for at in range(0, buckets, _BATCH):
         names = (f"{prefix}:{version}:{n}" for n in range(at, min(at + _BATCH, buckets)))
         client.unlink(*names)
-    client.hdel(f"{prefix}:building", version)
+    client.hdel(f"{prefix}:partial", version)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_status import rpc_status
+from own_redis import need_redis, redis_server
 from PIL import Image
 from serendip_client import SerendipClient
 
@@ -29,6 +30,7 @@ from serendip.catalog.logs import read_interactions
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
 from serendip.curation.curate import read_pairs
 from serendip.local import both_servers, start_server
+from serendip.planning.lmdb_store import FILE
 from serendip.tree.cluster_tree import ClusterTree
 from serendip.v1 import planner_pb2, planner_pb2_grpc, recommender_pb2, recommender_pb2_grpc
 
@@ -339,6 +341,30 @@ def test_without_a_retriever_recommend_is_unavailable_at_once_and_plans_still_co
     finally:
         planner.process.send_signal(signal.SIGINT)
         assert planner.process.wait(20) == 0
+
+
+def test_plans_come_from_redis_as_from_the_file(up, client, tmp_path):
+    need_redis()
+    from serendip.planning.redis_store import copy_to_redis
+
+    with redis_server() as url:
+        options = arguments(up, "--no-live", "--redis", url)
+        run = [sys.executable, "-m", "planner_server", *options]
+        without = subprocess.run(run, capture_output=True, text=True, timeout=120)
+        assert without.returncode == 2
+        assert re.fullmatch(
+            r"planner_server: .*no such version in Redis.*serendip plan --redis.*\n", without.stderr
+        )
+        plans = up.world.artifacts.current("plans")
+        copy_to_redis(plans.file(FILE), url)
+        server = start_server("planner_server", *options, log=tmp_path / "redis.log")
+        try:
+            with SerendipClient(server.address, timeout_s=20) as over_redis:
+                ours, theirs = (c.plan([up.stored, up.broken], k=3) for c in (client, over_redis))
+                assert [row.plan for row in theirs] == [row.plan for row in ours]
+                assert [row.source for row in theirs] == [PlanSource.STORE, PlanSource.FALLBACK]
+        finally:
+            assert server.stop() == 0
 
 
 @pytest.mark.parametrize("server", ["planner_server", "retriever_server"])

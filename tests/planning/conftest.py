@@ -1,11 +1,9 @@
 """A tiny MLLM with random weights: what decoding must do does not depend on what was learnt."""
 
-import shutil
-
 import pytest
 import torch
 from material import DESCRIPTIONS, picture
-from stores import redis_server
+from own_redis import need_redis, redis_server
 
 from serendip.planning.embedded import build_embedded
 from serendip.planning.prompt import STYLES, Content, build_prompt
@@ -48,10 +46,8 @@ def prompts():
 
 @pytest.fixture(scope="session")
 def redis_url():
-    """A Redis of the tests' own; without the binary or redis-py they skip, and say so."""
-    pytest.importorskip("redis", reason="redis-py is not installed (extra redis)")
-    if shutil.which("redis-server") is None:
-        pytest.skip("no redis-server here (Debian: apt-get install redis-server)")
+    """A Redis of the tests' own."""
+    need_redis()
     with redis_server() as url:
         yield url
 

@@ -1,14 +1,6 @@
-"""Plan stores to test with: plans whose version can be told from every byte, and a real Redis."""
+"""Plans to fill stores with, whose version can be told from the plan."""
 
 from __future__ import annotations
-
-import contextlib
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 from serendip.core import Plan, PlannedCluster
 from serendip.planning.plan_store import StoreInfo, encode_plan
@@ -30,24 +22,3 @@ def plans_of(count: int, version: str = "0" * 12) -> list[tuple[str, bytes]]:
 
 def info_of(count: int, version: str = "0" * 12) -> StoreInfo:
     return StoreInfo(version, TREE, PLANNER, count)
-
-
-@contextlib.contextmanager
-def redis_server() -> Iterator[str]:
-    """Debian's redis-server on a socket of its own, without persistence; its URL."""
-    folder = Path(tempfile.mkdtemp(prefix="redis-"))  # a socket's path must be short
-    socket = folder / "s"
-    command = ["redis-server", "--port", "0", "--unixsocket", str(socket), "--save", ""]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--dir", str(folder)], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 20
-        while not socket.exists():
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < until, "redis-server did not start"
-            time.sleep(0.01)
-        yield f"unix://{socket}"
-    finally:
-        process.terminate()
-        process.wait(20)
-        shutil.rmtree(folder)

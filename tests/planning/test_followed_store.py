@@ -64,7 +64,8 @@ class InRedis:
 
     def publish(self, count, name):
         version = f"{name:012x}"
-        self.room.write_redis(self.client, plans_of(count, version), info_of(count, version))
+        rows = plans_of(count, version)
+        self.room.write_redis(self.client, rows, info_of(count, version), keep=2)
         return version
 
     def publish_corrupt(self, name):
@@ -172,18 +173,22 @@ def wait_for(happened):
 
 def test_a_corrupt_version_is_refused_and_told_of_once(published):
     first = published.publish(5, "first")
-    refused = []
+    refused, tried = [], []
+
+    def open_version(version):
+        tried.append(version)
+        return published.opener(version)
+
     with closing(
         FollowedStore(
             published.current,
-            published.opener,
+            open_version,
             every_s=0.01,
             on_refused=lambda version, error: refused.append((version, type(error))),
         )
     ) as store:
         bad = published.publish_corrupt("bad")
-        wait_for(lambda: refused)
-        time.sleep(0.2)
+        wait_for(lambda: tried == [first, bad, bad])
         assert refused == [(bad, CorruptArtifact)]
         assert reasoning(store) == first
         second = published.publish(5, "second")
@@ -214,6 +219,23 @@ def test_going_back_to_a_version_that_is_still_read(published):
         published.artifacts.make_current("plans", first)
         wait_for(lambda: store.info().version == first)
         assert reasoning(store) == reasoning(reading) == first
+
+
+def test_a_version_that_is_removed_between_two_looks_fails_no_read(redis_client, redis_url):
+    engine = InRedis(redis_client, redis_url)
+    engine.publish(5, 1)
+    store = FollowedStore(
+        lambda: engine.room.current_version(redis_client),
+        lambda version: engine.room.RedisStore(redis_client, version),
+        every_s=3600,
+    )
+    with closing(store):
+        for name in (2, 3, 4):  # two are kept
+            last = engine.publish(5, name)
+        assert reasoning(store) == last
+        for name in (5, 6, 7):
+            last = engine.publish(5, name)
+        assert {decode_plan(plan).reasoning for plan in store.get_many(["i0", "i1"])} == {last}
 
 
 def test_a_pointer_that_is_away_changes_nothing(published):

@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from stores import info_of, plans_of, redis_server
+from own_redis import redis_server
+from stores import info_of, plans_of
 
 from serendip.core import CorruptArtifact, InvalidRequest, NotFound, NotReady, SerendipError
 
