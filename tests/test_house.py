@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"core", "artifacts", "config", "progress"}
+BASE = {"core", "artifacts", "config", "progress", "storage"}
 CATALOG = BASE | {"catalog"}
 TREE = CATALOG | {"tree"}
 CURATION = TREE | {"curation"}
@@ -20,7 +20,8 @@ EVALUATION = PLANNING | RETRIEVAL | {"evaluation"}
 MAY_IMPORT = {
     "core": set(),
     "v1": {"v1"},
-    "artifacts": {"core"},
+    "storage": {"core"},
+    "artifacts": {"core", "storage"},
     "config": {"core"},
     "progress": set(),
     "wire": {"core", "v1"},
