@@ -259,26 +259,28 @@ class Artifacts:
                 leftover.unlink()
             draft = Draft(kind, version, folder)
             try:
-                yield draft
-                files = {
-                    str(p.relative_to(folder)): seal_file(p)
-                    for p in sorted(folder.rglob("*"))
-                    if p.is_file()
-                }
-                manifest = {
-                    "kind": kind,
-                    "version": version,
-                    "format": FORMATS[kind],
-                    "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "config": config,
-                    "inputs": inputs,
-                    "files": files,
-                    "rows": draft.rows,
-                    "log_until": log_until,
-                    "facts": draft.facts,
-                }
-                data = json.dumps(manifest, indent=2, sort_keys=True).encode()
-                write_atomically(folder / MANIFEST, data)
+                # Told while what filled the disk is still there.
+                with storage_errors(self.root, kept):
+                    yield draft
+                    files = {
+                        str(p.relative_to(folder)): seal_file(p)
+                        for p in sorted(folder.rglob("*"))
+                        if p.is_file()
+                    }
+                    manifest = {
+                        "kind": kind,
+                        "version": version,
+                        "format": FORMATS[kind],
+                        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                        "config": config,
+                        "inputs": inputs,
+                        "files": files,
+                        "rows": draft.rows,
+                        "log_until": log_until,
+                        "facts": draft.facts,
+                    }
+                    data = json.dumps(manifest, indent=2, sort_keys=True).encode()
+                    write_atomically(folder / MANIFEST, data)
             except BaseException:
                 if not resume:
                     shutil.rmtree(folder, ignore_errors=True)

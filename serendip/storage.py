@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from serendip.core import SerendipError, StorageError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_WRITING = (*_FULL, errno.EROFS)  # nothing that only reads ends so
 _OF_ACCESS = (errno.EACCES, errno.EPERM, errno.EIO)
+_LITTLE = 1 << 20  # bytes; with fewer left, a write that was cut short met the end of the disk
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's, which has no errno
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -93,13 +95,13 @@ def _exchange(a: Path, b: Path) -> bool:
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
-def folder_bytes(path: Path) -> int:
-    """Bytes of all files below a folder, as long as they are there."""
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts nothing."""
     total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
+    for p in (path, *path.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            about = p.lstat()
+            total += 0 if stat.S_ISDIR(about.st_mode) else about.st_size
     return total
 
 
@@ -137,7 +139,11 @@ def storage_errors(folder: Path, remedy: str) -> Iterator[None]:
         temporary = Path(tempfile.gettempdir())
         if number in _FULL and free_bytes(temporary) == 0 < free_bytes(place):
             places += f", none in {temporary}"
-        advice = "Free space there" if number in _FULL else "Make it writable"
+        advice = "Make it writable"
+        if number in _FULL:
+            advice = "Free space there"
+        elif number == errno.EIO:
+            advice = "Check the disk"
         raise StorageError(
             f"{os.strerror(number)} ({places})",
             field=str(place),
@@ -149,16 +155,22 @@ def _cause(error: BaseException, folder: Path) -> tuple[int, Path] | None:
     """(errno, folder) that made an error, if it is one of the place."""
     seen: BaseException | None = error
     while seen is not None:
+        place = folder
+        number: int | None = None
         if isinstance(seen, OSError):
-            named = seen.filename if isinstance(seen.filename, str) else None
-            inside = named is None or _inside(Path(named), folder)
+            named = Path(seen.filename) if isinstance(seen.filename, str) else None
+            inside = named is None or _inside(named, folder)
             if seen.errno in _OF_WRITING or (seen.errno in _OF_ACCESS and inside):
-                return seen.errno, folder if inside or named is None else Path(named).parent
-            if _SHORT_WRITE.search(str(seen)):
-                return errno.ENOSPC, folder
-        for number in _OF_WRITING:
-            if os.strerror(number) in str(seen):
-                return number, folder
+                number = seen.errno
+                place = folder if named is None or inside else named.parent
+            elif _SHORT_WRITE.search(str(seen)):
+                number = errno.EIO
+        else:
+            spoken = (n for n in (*_OF_WRITING, errno.EIO) if os.strerror(n) in str(seen))
+            number = next(spoken, None)
+        if number is not None:
+            cut_short = number == errno.EIO and free_bytes(place) < _LITTLE
+            return errno.ENOSPC if cut_short else number, place
         seen = seen.__cause__
     return None
 
