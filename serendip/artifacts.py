@@ -143,15 +143,21 @@ class Artifacts:
 
     def current(self, kind: str, *, verify: bool = True) -> Artifact:
         """Opens the current version. Raises NotFound if there is none, CorruptArtifact."""
-        version = self.current_version(kind)
-        if version is None:
-            raise NotFound(
-                "nothing published yet",
-                field=kind,
-                value=str(self.root),
-                remedy=f"Run the stage that publishes it ({VERBS[kind]}).",
-            )
-        return self.open(kind, version, verify=verify)
+        while True:
+            version = self.current_version(kind)
+            if version is None:
+                raise NotFound(
+                    "nothing published yet",
+                    field=kind,
+                    value=str(self.root),
+                    remedy=f"Run the stage that publishes it ({VERBS[kind]}).",
+                )
+            try:
+                return self.open(kind, version, verify=verify)
+            except (NotFound, CorruptArtifact):
+                if self.current_version(kind) == version:
+                    raise
+                # Another one has become current, and this one was pruned, while it was read.
 
     def exists(self, kind: str, version: str) -> bool:
         """Whether a version is published: whether its manifest is there."""

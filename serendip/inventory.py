@@ -319,9 +319,10 @@ def _leftovers(
         for path in sorted(folder.glob(".*")) if folder.is_dir() else ():
             version = path.name[1:].split(".")[0]
             if path.name == lock_name(version):
-                gone = f"{kind}/{version}" not in by_name and not is_held(path)
-                if gone and path.stat().st_mtime < before_s:
-                    yield Removal(f"{kind}/{path.name}", path, "a lock of no version")
+                entry = by_name.get(f"{kind}/{version}")
+                idle = (entry is None or entry.state == "published") and not is_held(path)
+                if idle and path.stat().st_mtime < before_s:
+                    yield Removal(f"{kind}/{path.name}", path, "a lock that nobody holds")
             elif is_held(folder / lock_name(version)):
                 continue
             elif path.name.endswith(".gone") or _last_change(path) < before_s:

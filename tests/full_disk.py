@@ -82,16 +82,20 @@ def _small(path: Path) -> None:
     (path / "file").write_text("small")
 
 
-def full(root: Path, library: str, resume: str) -> dict:
-    """The disk fills up while a library writes a draft; then there is room again."""
-    _publish(root, 0, _small)
-    resumable = resume == "resume"
-    error = _error(lambda: _publish(root, 1, WRITERS[library], resume=resumable))
-    after = _state(root)
-    for leftover in root.glob("plans/*/big*"):
-        leftover.unlink()
-    _publish(root, 1, _small, resume=resumable)
-    return {"error": error, "after": after, "again": _state(root)}
+def full(root: Path, resume: str, *libraries: str) -> dict:
+    """For each library: the disk fills up while it writes a draft; then there is room again."""
+    found = {}
+    for library in libraries:
+        store = root / library
+        _publish(store, 0, _small)
+        resumable = resume == "resume"
+        error = _error(lambda: _publish(store, 1, WRITERS[library], resume=resumable))  # noqa: B023
+        after = _state(store)
+        for leftover in store.glob("plans/*/big*"):
+            leftover.unlink()
+        _publish(store, 1, _small, resume=resumable)
+        found[library] = {"error": error, "after": after, "again": _state(store)}
+    return found
 
 
 def full_at_the_pointer(root: Path) -> dict:
@@ -177,7 +181,7 @@ def _duckdb(path: Path) -> None:
     duckdb.sql(f"COPY (SELECT random() AS r FROM range({SIZE})) TO '{path / 'big.parquet'}'")
 
 
-def _subprocess_text(path: Path) -> None:
+def _words_alone(path: Path) -> None:
     """A library that keeps the system's words and loses its number."""
     try:
         _plain(path)
@@ -187,7 +191,7 @@ def _subprocess_text(path: Path) -> None:
 
 WRITERS = {
     "plain": _plain, "numpy": _numpy, "parquet": _parquet, "lmdb": _lmdb,
-    "safetensors": _safetensors, "duckdb": _duckdb, "words": _subprocess_text,
+    "safetensors": _safetensors, "duckdb": _duckdb, "words": _words_alone,
 }  # fmt: skip
 
 

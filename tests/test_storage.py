@@ -14,13 +14,19 @@ from serendip.storage import storage_errors
 SOUND = {"corrupt": [], "drafts": [], "current": 0}
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """What comes of each library's writing on a disk that fills up."""
+    disk = tmp_path_factory.mktemp("small") / "disk"
+    return disk, outcome(disk, "full", "anew", *WRITERS)
+
+
 @pytest.mark.parametrize("library", WRITERS)
-def test_a_disk_that_fills_up_is_named_whichever_library_wrote(tmp_path, library):
-    disk = tmp_path / "disk"
-    found = outcome(disk, "full", library, "anew")
+def test_a_disk_that_fills_up_is_named_whichever_library_wrote(filled, library):
+    disk, found = filled[0], filled[1][library]
     error = found["error"]
     assert error["type"] == "StorageError", error
-    assert error["field"] == str(disk)
+    assert error["field"] == str(disk / library)
     for text in (
         "No space left on device (", "bytes free)", "Free space there", "artifacts_dir",
         "run serendip plan again",
@@ -31,7 +37,7 @@ def test_a_disk_that_fills_up_is_named_whichever_library_wrote(tmp_path, library
 
 
 def test_a_draft_that_can_be_resumed_stays_as_a_draft(tmp_path):
-    found = outcome(tmp_path / "disk", "full", "plain", "resume")
+    found = outcome(tmp_path / "disk", "full", "resume", "plain")["plain"]
     assert found["error"]["said"].endswith("it goes on where it stopped.")
     assert found["after"]["current"] == 0
     assert found["after"]["corrupt"] == []
