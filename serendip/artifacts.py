@@ -374,11 +374,13 @@ class Artifacts:
 
 def check_file(artifact: Artifact, name: str) -> None:
     """Raises CorruptArtifact unless a file is there and has the hash of the manifest."""
-    target = artifact.path / name
-    there = target.is_file()
-    if not there or hash_file(target) != artifact.files[name]:
+    try:
+        found = hash_file(artifact.path / name)
+    except (FileNotFoundError, IsADirectoryError):
+        found = ""
+    if found != artifact.files[name]:
         raise CorruptArtifact(
-            "differs from its sha256" if there else "is missing",
+            "differs from its sha256" if found else "is missing",
             field=f"{artifact.kind}/{artifact.version}/{name}",
             remedy=_remake(artifact.kind, artifact.path),
         )

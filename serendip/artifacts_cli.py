@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +21,10 @@ from serendip import inventory
 from serendip.artifacts import KINDS, Artifacts
 from serendip.config import Config, load_config
 from serendip.core import InvalidRequest, NotFound
-from serendip.lineage import Origin, origin_of, served_plan
 from serendip.storage import size_of
+
+if TYPE_CHECKING:
+    from serendip.lineage import Origin
 
 app = typer.Typer(
     help="Lists, verifies, explains and prunes what the stages have published.",
@@ -105,6 +107,7 @@ def _row(entry: inventory.Entry) -> dict[str, Any]:
         "version": entry.version,
         "state": entry.state,
         "current": entry.current,
+        "busy": entry.busy,
         "releases": list(entry.releases),
         "created_at": entry.created_at,
         "bytes": size_of(entry.path),
@@ -155,6 +158,8 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Where an artefact, or an item's served plan, comes from: back to the data and the log."""
+    from serendip.lineage import origin_of, served_plan
+
     if bool(artifact) == bool(item):
         raise InvalidRequest(
             "name one artefact, or one item",

@@ -17,13 +17,13 @@ from typing import Any, Literal
 from serendip.artifacts import KINDS, MANIFEST, Artifacts, check_file, lock_name
 from serendip.core import CorruptArtifact, NotFound, SerendipError
 from serendip.progress import progress
-from serendip.storage import is_held, size_of, storage_errors
+from serendip.storage import is_held, size_of, storage_errors, walk
 
 DAY_S = 86_400.0
 # Dependents first: wherever a removal is cut off, no release is left without its parts.
 _ORDER = ("release", "report", "plans", "retriever", "planner", "pairs", "tree")
 
-State = Literal["published", "publishing", "draft"]
+State = Literal["published", "draft"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Entry:
     """A version on disk, or one in the making.
 
     Attributes:
-        state: published; publishing: a process is making it; draft: no process is.
+        state: published, or a draft: without a manifest it does not exist.
+        busy: whether a process is making it, or making it again.
         created_at: UTC, ISO 8601; of a draft, when it was last written to.
         changed_s: Unix time in seconds of the same.
         inputs: what it was made of, by kind; of a draft as far as it says so.
@@ -51,6 +52,7 @@ class Entry:
     facts: Mapping[str, Any]
     log_until: int | None
     current: bool
+    busy: bool
     releases: tuple[str, ...] = ()
     problem: str = ""
 
@@ -106,14 +108,15 @@ def _entries_of(artifacts: Artifacts, kind: str) -> list[Entry]:
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name.startswith("."):
             continue
+        lock = folder / lock_name(path.name)
         if (path / MANIFEST).is_file():
-            found.append(_published(artifacts, kind, path, path.name == current))
+            found.append(_published(artifacts, kind, path, path.name == current, is_held(lock)))
         else:
-            found.append(_draft(kind, path, folder / lock_name(path.name)))
+            found.append(_draft(kind, path, lock))
     return sorted(found, key=lambda e: (e.created_at, e.changed_s), reverse=True)
 
 
-def _published(artifacts: Artifacts, kind: str, path: Path, current: bool) -> Entry:
+def _published(artifacts: Artifacts, kind: str, path: Path, current: bool, busy: bool) -> Entry:
     manifest: dict[str, Any] = {}
     problem = ""
     try:
@@ -133,6 +136,7 @@ def _published(artifacts: Artifacts, kind: str, path: Path, current: bool) -> En
         facts=_mapping(manifest.get("facts")),
         log_until=manifest.get("log_until"),
         current=current,
+        busy=busy,
         problem=problem,
     )
 
@@ -146,7 +150,7 @@ def _draft(kind: str, path: Path, lock: Path) -> Entry:
         kind=kind,
         version=path.name,
         path=path,
-        state="publishing" if is_held(lock) else "draft",
+        state="draft",
         created_at=_utc(changed),
         changed_s=changed,
         inputs=_mapping(_mapping(about).get("inputs")),
@@ -154,16 +158,13 @@ def _draft(kind: str, path: Path, lock: Path) -> Entry:
         facts={},
         log_until=None,
         current=False,
+        busy=is_held(lock),
     )
 
 
 def _last_change(path: Path) -> float:
-    """The latest time of a folder or of anything below it."""
-    latest = 0.0
-    for p in (path, *path.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            latest = max(latest, p.lstat().st_mtime)
-    return latest
+    """The latest time of a file or folder, or of anything below it."""
+    return max((about.st_mtime for _, about in walk(path)), default=0.0)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -188,7 +189,9 @@ def verify_entries(artifacts: Artifacts, entries: Sequence[Entry]) -> list[Findi
     published = [e for e in entries if e.state == "published"]
     with progress("verify", len(published)) as tick:
         for entry in published:
-            found += _verify(artifacts, entry)
+            said = list(_verify(artifacts, entry))
+            if artifacts.exists(entry.kind, entry.version):  # else it was pruned meanwhile
+                found += said
             tick(note=entry.name)
     return found
 
@@ -211,7 +214,7 @@ def _verify(artifacts: Artifacts, entry: Entry) -> Iterator[Finding]:
     try:
         artifact = artifacts.open(entry.kind, entry.version, verify=False)
     except NotFound:
-        return  # removed since it was listed
+        return
     except CorruptArtifact as e:
         yield Finding(e.field, _said(e), entry.current or bool(entry.releases))
         return
@@ -220,7 +223,7 @@ def _verify(artifacts: Artifacts, entry: Entry) -> Iterator[Finding]:
             check_file(artifact, name)
         except CorruptArtifact as e:
             yield Finding(e.field, _said(e), True)
-    there = {str(p.relative_to(entry.path)) for p in entry.path.rglob("*") if p.is_file()}
+    there = {str(p.relative_to(entry.path)) for p, _ in walk(entry.path) if p.is_file()}
     for name in sorted(there - artifact.files.keys() - {MANIFEST}):
         yield Finding(f"{entry.name}/{name}", "is named by no manifest", False)
     for kind, version in entry.inputs.items():
@@ -267,7 +270,7 @@ def _choose(artifacts: Artifacts, retention: Retention) -> list[Removal]:
     entries = [e for kind in KINDS for e in _entries_of(artifacts, kind)]
     by_name = {e.name: e for e in entries}
     before = time.time() - retention.draft_age_s
-    old = {e.name for e in entries if e.state == "draft" and e.changed_s < before}
+    old = {e.name for e in entries if e.state == "draft" and not e.busy and e.changed_s < before}
     kept = _kept(artifacts, [e for e in entries if e.name not in old], retention.keep)
     if not retention.forget_inputs:
         kept |= _closure(by_name, _served(artifacts, entries))
@@ -293,7 +296,8 @@ def _kept(artifacts: Artifacts, entries: list[Entry], keep: Mapping[str, int]) -
         sound = [e for e in entries if e.state == "published" and not e.problem]
         kept |= {e.name for e in [e for e in sound if e.kind == kind][: keep[kind]]}
     for entry in entries:
-        if entry.state != "published" or (entry.kind == "release" and entry.name in kept):
+        unfinished = entry.state == "draft" or entry.busy
+        if unfinished or (entry.kind == "release" and entry.name in kept):
             kept |= {entry.name, *entry.made_of}
     return kept
 

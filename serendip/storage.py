@@ -16,6 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from serendip.core import SerendipError, StorageError
@@ -95,14 +96,17 @@ def _exchange(a: Path, b: Path) -> bool:
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; what vanishes meanwhile counts nothing."""
-    total = 0
-    for p in (path, *path.rglob("*")):
+def walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """A file or folder and everything below it; what vanishes meanwhile is left out."""
+    below = (Path(at) / name for at, folders, files in os.walk(path) for name in folders + files)
+    for p in chain([path], below):
         with contextlib.suppress(FileNotFoundError):
-            about = p.lstat()
-            total += 0 if stat.S_ISDIR(about.st_mode) else about.st_size
-    return total
+            yield p, p.lstat()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return sum(about.st_size for _, about in walk(path) if not stat.S_ISDIR(about.st_mode))
 
 
 def is_held(lock: Path) -> bool:

@@ -68,6 +68,7 @@ def test_every_version_is_listed_with_what_names_it(artifacts):
     entries = {e.name: e for e in list_entries(artifacts)}
     tree = entries[f"tree/{first.inputs['tree']}"]
     assert (tree.state, tree.current, tree.releases) == ("published", False, (first.version,))
+    assert not tree.busy
     assert tree.rows == {"items.parquet": 8}
     plans = entries[f"plans/{second.inputs['plans']}"]
     assert plans.current
@@ -79,9 +80,10 @@ def test_a_draft_is_listed_as_one_and_says_what_it_is_made_of(artifacts):
     version = leave_draft(artifacts, "plans", 0)
     (draft,) = list_entries(artifacts)
     assert (draft.version, draft.state, draft.inputs) == (version, "draft", INPUTS)
+    assert not draft.busy
     with artifacts.publish("plans", {"draft": 0}, INPUTS, resume=True):
         (draft,) = list_entries(artifacts)
-        assert draft.state == "publishing"
+        assert (draft.state, draft.busy) == ("draft", True)
 
 
 # --- verify ------------------------------------------------------------------------------
@@ -221,6 +223,14 @@ def test_a_draft_that_is_being_made_is_never_touched_nor_what_it_is_made_of(arti
             age(path, 10 * DAY_S)
         assert prune(artifacts, Retention(NONE, draft_age_s=0)) == []
     assert artifacts.current("plans").inputs == {"tree": tree.version}
+
+
+def test_a_version_that_is_being_made_again_is_not_removed(artifacts):
+    version = publish(artifacts, number=0)
+    publish(artifacts, number=1)
+    with artifacts.publish("report", {"number": 0}, INPUTS):
+        assert prune(artifacts, Retention(NONE)) == []
+    assert artifacts.current_version("report") == version
 
 
 def test_remains_of_killed_processes_are_swept(artifacts):
