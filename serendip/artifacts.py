@@ -261,7 +261,8 @@ class Artifacts:
             if folder.exists() and not resume:
                 shutil.rmtree(folder)
             folder.mkdir(exist_ok=True)
-            for leftover in folder.glob(f".{MANIFEST}.*"):
+            # What is left of one that was killed as it ended is no file of this one.
+            for leftover in (*folder.glob(f".{MANIFEST}.*"), *folder.glob(MANIFEST)):
                 leftover.unlink()
             draft = Draft(kind, version, folder)
             try:

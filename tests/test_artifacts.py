@@ -137,6 +137,21 @@ def test_a_version_that_is_made_again_stays_in_its_place_until_the_new_one_is_wh
     ]  # fmt: skip
 
 
+def test_a_run_that_was_killed_before_it_took_its_place_is_gone_on_from(artifacts, monkeypatch):
+    def killed(new, old):
+        raise KeyboardInterrupt
+
+    version = publish(artifacts).version
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr("serendip.artifacts.swap", killed)
+        with artifacts.publish("tree", CONFIG, INPUTS, resume=True) as draft:
+            (draft.path / "chunk").write_text("1")
+    assert (artifacts.root / "tree" / f".{version}.again" / MANIFEST).exists()
+    with artifacts.publish("tree", CONFIG, INPUTS, resume=True) as draft:
+        assert [p.name for p in draft.path.iterdir()] == ["chunk"]
+    assert list(artifacts.current("tree").files) == ["chunk"]
+
+
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_folder_takes_another_s_place(tmp_path, monkeypatch, supported):
     if not supported:

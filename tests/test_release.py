@@ -93,7 +93,7 @@ def test_a_retriever_of_another_tree_lags(artifacts):
 
 def test_a_trie_that_describes_something_else_is_refused(artifacts, tree):
     leaves = [tree.nodes.description[n] for n in tree.nodes.at_level(LEVEL)]
-    planner = publish_planner(artifacts, tree, texts=[*leaves[:-1], "of another tree"])
+    planner = publish_planner(artifacts, tree, texts=[*leaves[:-1], leaves[-1][::-1]])
     publish_plans(artifacts, tree, planner)
     publish_retriever(artifacts, tree)
     refused(

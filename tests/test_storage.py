@@ -120,6 +120,16 @@ def test_an_error_that_is_not_the_place_s_stays_what_it_is(tmp_path, error):
     assert caught.value is error
 
 
+def test_a_folder_that_one_may_not_write_is_named(tmp_path):
+    with (
+        pytest.raises(
+            StorageError, match=r"Permission denied \(.* bytes free\)\. Make it writable"
+        ),
+        storage_errors(tmp_path, "again."),
+    ):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "tree" / "0"))
+
+
 def test_another_full_place_is_the_one_that_is_named(tmp_path):
     elsewhere = tmp_path / "spill"
     with (
