@@ -258,11 +258,10 @@ class Artifacts:
         with storage_errors(self.root, kept), self._drafting(kind, version, inputs):
             # A finished version is made again only if it is corrupt: nothing of it is resumed.
             folder = path.with_name(f".{version}.again") if self.exists(kind, version) else path
-            if folder.exists() and not resume:
+            if folder.exists() and (not resume or (folder / MANIFEST).exists()):
                 shutil.rmtree(folder)
             folder.mkdir(exist_ok=True)
-            # What is left of one that was killed as it ended is no file of this one.
-            for leftover in (*folder.glob(f".{MANIFEST}.*"), *folder.glob(MANIFEST)):
+            for leftover in folder.glob(f".{MANIFEST}.*"):
                 leftover.unlink()
             draft = Draft(kind, version, folder)
             try:

@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -78,9 +79,10 @@ def swap(new: Path, old: Path) -> None:
     One step where the system can exchange two names (Linux, most file systems); elsewhere ``old``
     is away for the moment between two renames.
     """
-    exchanged = _exchange(new, old)
-    gone = new if exchanged else old.with_name(f".{old.name}.gone")
-    if not exchanged:
+    gone = old.with_name(f".{old.name}.{time.time_ns()}.gone")
+    if _exchange(new, old):
+        new.rename(gone)
+    else:
         old.rename(gone)
         new.rename(old)
     sync_folder(old.parent)
