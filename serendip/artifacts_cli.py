@@ -85,17 +85,21 @@ def list_(config: ConfigName = "tiny", as_json: AsJson = False) -> None:
         _print_json(rows)
         return
     table = Table(box=None, padding=(0, 1), caption=str(artifacts.root), caption_justify="left")
-    for column in ("kind", "version", "", "in release", "created", "size", "rows", "made of"):
-        table.add_column(column, justify="right" if column == "size" else "left")
+    for column in ("kind", "version", "", "in release", "created", "size"):
+        table.add_column(column, justify="right" if column == "size" else "left", no_wrap=True)
+    table.add_column("rows")
+    table.add_column("made of")
     for row in rows:
-        mark = (
-            "current" if row["current"] else ("" if row["state"] == "published" else row["state"])
-        )
+        marks = {
+            "current": row["current"],
+            "being made": row["busy"],
+            "draft": row["state"] == "draft",
+        }
         counts = ", ".join(f"{name} {n:,}" for name, n in row["rows"].items())
         made_of = " ".join(f"{k}/{v}" for k, v in row["made_of"].items())
-        releases = " ".join(row["releases"])
         table.add_row(
-            row["kind"], row["version"], mark, releases, row["created_at"], _size(row["bytes"]),
+            row["kind"], row["version"], next((m for m, holds in marks.items() if holds), ""),
+            "\n".join(row["releases"]), row["created_at"], _size(row["bytes"]),
             escape(row["problem"] or counts), escape(made_of),
         )  # fmt: skip
     _print(table)

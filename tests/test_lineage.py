@@ -1,5 +1,6 @@
 """From a served plan, or any artefact, back to the data and the log; and the verbs that show it."""
 
+import contextlib
 import json
 
 import pytest
@@ -125,6 +126,18 @@ def test_list_shows_what_is_current_and_released_as_a_table_and_as_json(artifact
         "tree", "pairs", "planner", "plans", "retriever", "release",
     }  # fmt: skip
     assert all(r["current"] and r["bytes"] for r in rows)
+
+
+def test_list_says_which_versions_are_no_versions_yet(artifacts, run):
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        artifacts.publish("plans", {}, {}, resume=True) as draft,
+    ):
+        (line,) = [x for x in run("list").stdout.splitlines() if draft.version in x]
+        assert "being made" in line
+        raise KeyboardInterrupt
+    (line,) = [x for x in run("list").stdout.splitlines() if draft.version in x]
+    assert " draft " in line
 
 
 def test_verify_ends_with_1_and_every_finding_if_anything_is_corrupt(artifacts, run):
