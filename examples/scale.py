@@ -42,7 +42,7 @@ INPUTS = {
     "memory_gb": Input(256, "assumed", "a machine"),
     "nic_gbit": Input(25, "assumed", "a machine"),
     "media_mb": Input(20, "assumed", "video and thumbnail of an item, to be read"),
-    "videos_per_core_s": Input(1 / 0.141, "measured", "2 frames of a video: 17 real clips of .9 MB"),
+    "videos_per_core_s": Input(1 / 0.141, "measured", "2 frames of a video: 17 clips of .9 MB"),
     "hash_gb_per_core_s": Input(0.82, "measured", "sha256 of a file"),
     "embedded_per_core_s": Input(
         1361 / 14.9, "measured", "the embedded 1.2M model: the demo's corpus, stages but media"

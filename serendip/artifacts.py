@@ -105,6 +105,15 @@ def version_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) 
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def input_kind(name: str) -> str | None:
+    """The kind of artefact that an input of this name is; None of an outside one (data, corpus).
+
+    A name is its kind, or begins with it, where a stage reads two of a kind: tree, tree_items.
+    """
+    kind = name.partition("_")[0]
+    return kind if kind in KINDS else None
+
+
 def check_made_from(artifact: Artifact, inputs: Mapping[str, str]) -> None:
     """Raises InvalidRequest unless the artefact was made from these inputs.
 

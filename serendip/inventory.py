@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from serendip.artifacts import KINDS, MANIFEST, Artifacts, check_file, lock_name
+from serendip.artifacts import KINDS, MANIFEST, Artifacts, check_file, input_kind, lock_name
 from serendip.core import CorruptArtifact, NotFound, SerendipError
 from serendip.progress import progress
 from serendip.storage import is_held, size_of, storage_errors, walk
@@ -63,7 +63,8 @@ class Entry:
     @property
     def made_of(self) -> tuple[str, ...]:
         """Names of the artefacts that it was made of."""
-        return tuple(f"{k}/{v}" for k, v in self.inputs.items() if k in KINDS)
+        kinds = {name: input_kind(name) for name in self.inputs}
+        return tuple(dict.fromkeys(f"{k}/{self.inputs[n]}" for n, k in kinds.items() if k))
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,9 @@ def _verify(artifacts: Artifacts, entry: Entry) -> Iterator[Finding]:
     there = {str(p.relative_to(entry.path)) for p, _ in walk(entry.path) if p.is_file()}
     for name in sorted(there - artifact.files.keys() - {MANIFEST}):
         yield Finding(f"{entry.name}/{name}", "is named by no manifest", False)
-    for kind, version in entry.inputs.items():
-        if kind in KINDS and not artifacts.exists(kind, version):
+    for name in entry.made_of:
+        kind, _, version = name.partition("/")
+        if not artifacts.exists(kind, version):
             what = f"its {kind} {version} is not there any more"
             yield Finding(entry.name, what, entry.kind == "release")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from serendip.artifacts import KINDS, Artifact, Artifacts
+from serendip.artifacts import KINDS, Artifact, Artifacts, input_kind
 from serendip.core import InvalidRequest, NotFound, Plan
 from serendip.inventory import Entry, list_entries
 from serendip.planning.plan_store import FILE, PlanStore
@@ -71,7 +71,8 @@ def _origin(by_name: Mapping[str, Entry], kind: str, version: str) -> Origin:
     entry = by_name.get(f"{kind}/{version}")
     if entry is None:
         return Origin(kind, version, None, ())
-    made_of = [_origin(by_name, k, v) for k, v in entry.inputs.items()]
+    inputs = dict.fromkeys((input_kind(n) or n, v) for n, v in entry.inputs.items())
+    made_of = [_origin(by_name, *named) for named in inputs]
     further = {name for origin in made_of for name in _below(origin)}
     direct = [o for o in made_of if (o.kind, o.version) not in further]
     return Origin(kind, version, entry, tuple(direct))

@@ -59,6 +59,8 @@ def check_parts(parts: Mapping[str, Artifact]) -> None:
         *_lag(plans, "tree", tree_version(plans), tree_version(tree)),
         *_lag(plans, "planner", plans.inputs.get("planner"), planner.version),
         *_lag(retriever, "tree", tree_version(retriever), tree_version(tree)),
+        # A tree that has grown is the same tree with more items: its retriever has to follow.
+        *_lag(retriever, "items", retriever.inputs.get("tree_items", tree.version), tree.version),
     ]
     if lags:
         part, says = lags[0]
@@ -79,8 +81,12 @@ def check_parts(parts: Mapping[str, Artifact]) -> None:
 
 
 def tree_version(part: Artifact) -> str:
-    """Which tree a part's node IDs and descriptions are of."""
-    return part.version if part.kind == "tree" else part.inputs.get("tree", "")
+    """Which tree a part's node IDs and descriptions are of.
+
+    A tree that has grown says so among its facts: another version, the same tree_version.
+    """
+    own = part.version if part.kind == "tree" else part.inputs.get("tree", "")
+    return str(part.facts.get("tree_version", own))
 
 
 def check_planner_and_tree(planner: Artifact, nodes: Nodes, level: int) -> None:

@@ -30,6 +30,20 @@ def publish_tree(artifacts: Artifacts, seed: int = 0) -> ClusterTree:
     return tree
 
 
+def grow_tree(artifacts: Artifacts, tree: ClusterTree) -> tuple[str, ClusterTree]:
+    """The same tree with one item more; returns its artefact's version, which is another one."""
+    inputs = {"tree": tree.version, "data": "9" * 12}
+    with artifacts.publish("tree", {}, inputs, log_until=UNTIL) as draft:
+        order = pq.read_table(artifacts.root / "tree" / tree.version / "items.parquet")
+        last = pa.table({"item_id": ["new"], "leaf": pa.array([3], pa.int32())})
+        write_nodes(tree.nodes, draft.path / "nodes.parquet")
+        pq.write_table(pa.concat_tables([order, last]), draft.path / "items.parquet")
+        draft.facts["tree_version"] = tree.version
+    start = tree.leaf_start.copy()
+    start[-1] += 1
+    return draft.version, ClusterTree(tree.nodes, (*tree.item_ids, "new"), start)
+
+
 def publish_pairs(artifacts: Artifacts, tree: ClusterTree) -> Artifact:
     data = {"tree": tree.version, "data": artifacts.current("tree").inputs["data"]}
     with artifacts.publish("pairs", {"level": LEVEL}, data, log_until=UNTIL) as draft:
@@ -83,10 +97,10 @@ def publish_plans(
 
 
 def publish_retriever(
-    artifacts: Artifacts, tree: ClusterTree, items=None, seed: int = 0
+    artifacts: Artifacts, tree: ClusterTree, items=None, seed: int = 0, **more: str
 ) -> Artifact:
     """A retriever's nodes and item order, without its model."""
-    inputs = {"tree": tree.version, "data": artifacts.current("tree").inputs["data"]}
+    inputs = {"tree": tree.version, "data": artifacts.current("tree").inputs["data"], **more}
     with artifacts.publish("retriever", {"seed": seed}, inputs, log_until=UNTIL) as draft:
         write_nodes(tree.nodes, draft.path / "nodes.parquet")
         order = {

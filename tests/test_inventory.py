@@ -192,6 +192,15 @@ def test_what_served_artefacts_were_made_of_goes_only_when_the_user_says_so(arti
     assert not any(f.corrupt for f in findings(artifacts))
 
 
+def test_a_tree_that_was_read_for_its_items_is_kept_as_one(artifacts):
+    tree = publish_tree(artifacts)
+    publish_tree(artifacts, seed=1)
+    publish(artifacts, inputs={"tree_items": tree.version})
+    (report,) = [e for e in list_entries(artifacts) if e.kind == "report"]
+    assert report.made_of == (f"tree/{tree.version}",)
+    assert prune(artifacts, Retention(NONE)) == []
+
+
 def test_a_version_whose_manifest_cannot_be_read_takes_no_place_of_a_sound_one(artifacts):
     made = [publish(artifacts, number=n) for n in range(3)]
     (artifacts.root / "report" / made[1] / MANIFEST).write_text("{")

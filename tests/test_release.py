@@ -4,6 +4,7 @@ import pytest
 from parts import (
     ITEMS,
     LEVEL,
+    grow_tree,
     plan_of,
     publish_all,
     publish_planner,
@@ -89,6 +90,20 @@ def test_a_retriever_of_another_tree_lags(artifacts):
         f"current is {tree.version}",
         "Run serendip retriever again",
     )
+
+
+def test_a_tree_that_has_grown_fits_its_plans_and_wants_a_retriever_of_its_items(artifacts, tree):
+    publish_plans(artifacts, tree, publish_planner(artifacts, tree))
+    old = publish_retriever(artifacts, tree, tree_items=tree.version)
+    grown, larger = grow_tree(artifacts, tree)
+    refused(
+        artifacts,
+        InvalidRequest,
+        f"retriever/{old.version}: was made of items {tree.version}, current is {grown}",
+        "Run serendip retriever again",
+    )
+    publish_retriever(artifacts, larger, tree_items=grown)
+    assert publish_release(artifacts).inputs["tree"] == grown
 
 
 def test_a_trie_that_describes_something_else_is_refused(artifacts, tree):
