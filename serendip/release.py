@@ -47,7 +47,7 @@ def publish_release(artifacts: Artifacts) -> Artifact:
                 raise NotFound(
                     "was removed", field=f"{kind}/{version}", remedy=f"Run {VERBS[kind]} again."
                 )
-        draft.facts["parts"] = inputs
+        draft.facts |= {"tree_version": tree_version(parts["tree"]), "parts": inputs}
     return artifacts.open("release", draft.version)
 
 

@@ -27,6 +27,7 @@ def publish_tree(artifacts: Artifacts, seed: int = 0) -> ClusterTree:
         tree = ClusterTree.from_leaves(BRANCHING, leaves, ITEMS, texts, draft.version)
         tree.save(draft.path)
         draft.rows["items.parquet"] = len(ITEMS)
+        draft.facts["tree_version"] = draft.version
     return tree
 
 
