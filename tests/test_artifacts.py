@@ -78,11 +78,11 @@ def test_a_manifest_of_another_format_is_refused_by_name_and_value(artifacts):
 def test_an_older_format_names_the_verb_to_run_and_stays_current_until_it_has_run(
     artifacts, monkeypatch
 ):
-    tree = publish(artifacts)
-    monkeypatch.setattr("serendip.artifacts.FORMATS", {**FORMATS, "tree": 2})
+    tree, ours = publish(artifacts), FORMATS["tree"]
+    monkeypatch.setattr("serendip.artifacts.FORMATS", {**FORMATS, "tree": ours + 1})
     with pytest.raises(
         CorruptArtifact,
-        match=rf"tree/{tree.version}/manifest\.json: format must be 2, got 1\. "
+        match=rf"tree/{tree.version}/manifest\.json: format must be {ours + 1}, got {ours}\. "
         "It was written by an older release of Serendip. Run serendip tree again",
     ):
         artifacts.current("tree")
