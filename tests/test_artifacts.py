@@ -69,9 +69,8 @@ def test_a_manifest_of_another_format_is_refused_by_name_and_value(artifacts):
     tree = publish(artifacts)
     manifest = json.loads((tree.path / MANIFEST).read_text())
     (tree.path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(
-        CorruptArtifact, match=r"format must be 1, got 99.*another release.*upgrade"
-    ):
+    said = rf"format must be {FORMATS['tree']}, got 99.*another release.*upgrade"
+    with pytest.raises(CorruptArtifact, match=said):
         artifacts.open("tree", tree.version)
 
 
