@@ -4,7 +4,11 @@ An offline stage publishes one artefact, ``<root>/<kind>/<version>/``, whose ``m
 is written last: without a manifest the version does not exist. The version is derived from
 what the artefact is made of (format, config, input versions), so the same stage on the same
 inputs finds its work done. ``<root>/<kind>/current`` names the current version and is
-replaced atomically.
+replaced atomically; ``previous`` names the one before.
+
+A version in the making is a *draft*: its files, and a lock file that says what it is made of.
+Whoever begins or ends a draft, moves ``current`` or removes a version holds the root's lock while
+doing it, so that nothing is removed that somebody is about to need.
 
 This module knows nothing of what a kind's files mean.
 """
@@ -15,7 +19,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -25,13 +28,26 @@ from pathlib import Path
 from typing import Any
 
 from serendip.core import CorruptArtifact, InvalidRequest, NotFound
+from serendip.storage import hash_file, seal_file, storage_errors, swap, write_atomically
 
 KINDS = ("tree", "pairs", "planner", "plans", "retriever", "release", "report")
 
 # Raised when the files of a kind change their meaning; readers refuse any other.
 FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {"planner": 3, "plans": 2}
 
+# Which verb publishes a kind.
+VERBS: Mapping[str, str] = {
+    "tree": "serendip tree",
+    "pairs": "serendip curate",
+    "planner": "serendip finetune",
+    "plans": "serendip plan",
+    "retriever": "serendip retriever",
+    "release": "serendip release",
+    "report": "serendip evaluate",
+}
+
 MANIFEST = "manifest.json"
+_LOCK = ".lock"
 _MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -89,20 +105,13 @@ def version_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) 
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def input_kind(name: str) -> str | None:
+    """The kind of artefact that an input of this name is; None of an outside one (data, corpus).
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces ``path`` by ``data``; a reader sees the old bytes or the new, never a mixture."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    partial.replace(path)
+    A name is its kind, or begins with it, where a stage reads two of a kind: tree, tree_items.
+    """
+    kind = name.partition("_")[0]
+    return kind if kind in KINDS else None
 
 
 def check_made_from(artifact: Artifact, inputs: Mapping[str, str]) -> None:
@@ -116,7 +125,7 @@ def check_made_from(artifact: Artifact, inputs: Mapping[str, str]) -> None:
             raise InvalidRequest(
                 f"was made from {kind} {artifact.inputs.get(kind)}, current is {version}",
                 field=f"{artifact.kind}/{artifact.version}",
-                remedy=f"Run {_STAGE[artifact.kind]} again, with the same configuration.",
+                remedy=f"Run {VERBS[artifact.kind]} again, with the same configuration.",
             )
 
 
@@ -128,28 +137,75 @@ class Artifacts:
 
     def current_version(self, kind: str) -> str | None:
         """The current version of a kind, or None if none was published."""
+        return self._pointer(kind, "current")
+
+    def previous_version(self, kind: str) -> str | None:
+        """The version that was current before the current one, or None."""
+        return self._pointer(kind, "previous")
+
+    def _pointer(self, kind: str, name: str) -> str | None:
         _check_kind(kind)
         try:
-            return (self.root / kind / "current").read_text().strip()
+            return (self.root / kind / name).read_text().strip()
         except FileNotFoundError:
             return None
 
     def current(self, kind: str, *, verify: bool = True) -> Artifact:
         """Opens the current version. Raises NotFound if there is none, CorruptArtifact."""
-        version = self.current_version(kind)
-        if version is None:
-            raise NotFound(
-                "nothing published yet",
-                field=kind,
-                value=str(self.root),
-                remedy=f"Run the stage that publishes it ({_STAGE[kind]}).",
-            )
-        return self.open(kind, version, verify=verify)
+        while True:
+            version = self.current_version(kind)
+            if version is None:
+                raise NotFound(
+                    "nothing published yet",
+                    field=kind,
+                    value=str(self.root),
+                    remedy=f"Run the stage that publishes it ({VERBS[kind]}).",
+                )
+            try:
+                return self.open(kind, version, verify=verify)
+            except (NotFound, CorruptArtifact):
+                if self.current_version(kind) == version:
+                    raise
+                # Another one has become current, and this one was pruned, while it was read.
 
     def exists(self, kind: str, version: str) -> bool:
         """Whether a version is published: whether its manifest is there."""
         _check_kind(kind)
         return (self.root / kind / version / MANIFEST).is_file()
+
+    def manifest(self, kind: str, version: str) -> dict[str, Any]:
+        """A version's manifest as it lies on disk, of whatever format.
+
+        Raises:
+            NotFound: there is no such version.
+            CorruptArtifact: it is no manifest of this kind and version.
+        """
+        _check_kind(kind)
+        if not _VERSION.fullmatch(version):
+            raise InvalidRequest(
+                "must be 12 hexadecimal digits", field=f"{kind} version", value=version
+            )
+        path = self.root / kind / version / MANIFEST
+        name = f"{kind}/{version}"
+        remedy = _remake(kind, path.parent)
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise CorruptArtifact("manifest too large", field=name, remedy=remedy)
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise NotFound("no such version", field=name, remedy=f"{VERBS[kind]}.") from None
+        except (ValueError, UnicodeDecodeError) as e:
+            raise CorruptArtifact(f"manifest is no JSON ({e})", field=name, remedy=remedy) from e
+        if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+            raise CorruptArtifact("manifest is of another kind", field=name, remedy=remedy)
+        if manifest.get("version") != version:
+            raise CorruptArtifact(
+                "manifest is of another version",
+                field=name,
+                value=manifest.get("version"),
+                remedy=remedy,
+            )
+        return manifest
 
     def open(self, kind: str, version: str, *, verify: bool = True) -> Artifact:
         """Opens a version; ``verify`` compares the sha256 of every file.
@@ -159,31 +215,10 @@ class Artifacts:
             CorruptArtifact: a file is missing, differs from its hash, or the manifest is of
                 another format.
         """
-        _check_kind(kind)
-        if not _VERSION.fullmatch(version):
-            raise InvalidRequest(
-                "must be 12 hexadecimal digits", field=f"{kind} version", value=version
-            )
+        manifest = self.manifest(kind, version)
         path = self.root / kind / version
         name = f"{kind}/{version}"
-        remedy = f"Remove {path} and publish it again ({_STAGE[kind]})."
-        try:
-            if (path / MANIFEST).stat().st_size > _MAX_MANIFEST_BYTES:
-                raise CorruptArtifact("manifest too large", field=name, remedy=remedy)
-            manifest = json.loads((path / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise NotFound("no such version", field=name, remedy=f"{_STAGE[kind]}.") from None
-        except (ValueError, UnicodeDecodeError) as e:
-            raise CorruptArtifact(f"manifest is no JSON ({e})", field=name, remedy=remedy) from e
-        if not isinstance(manifest, dict) or manifest.get("kind") != kind:
-            raise CorruptArtifact("manifest is of another kind", field=name, remedy=remedy)
-        if manifest.get("format") != FORMATS[kind]:
-            raise CorruptArtifact(
-                f"format must be {FORMATS[kind]}",
-                field=f"{name}/{MANIFEST}",
-                value=manifest.get("format"),
-                remedy=f"It was written by another release of Serendip. {remedy}",
-            )
+        _check_format(manifest, kind, name)
         try:
             artifact = Artifact(
                 kind=kind,
@@ -198,22 +233,11 @@ class Artifacts:
             )
         except KeyError as e:
             raise CorruptArtifact(
-                "manifest lacks a key", field=name, value=e.args[0], remedy=remedy
+                f"manifest lacks {e}", field=name, remedy=_remake(kind, path)
             ) from e
-        if manifest.get("version") != version:
-            raise CorruptArtifact(
-                "manifest is of another version",
-                field=name,
-                value=manifest.get("version"),
-                remedy=remedy,
-            )
         if verify:
-            for file, expected in artifact.files.items():
-                target = path / file
-                if not target.is_file() or hash_file(target) != expected:
-                    raise CorruptArtifact(
-                        "differs from its sha256", field=f"{name}/{file}", remedy=remedy
-                    )
+            for file in artifact.files:
+                check_file(artifact, file)
         return artifact
 
     @contextlib.contextmanager
@@ -228,49 +252,114 @@ class Artifacts:
     ) -> Iterator[Draft]:
         """Publishes what the body of the ``with`` writes, and makes it current.
 
-        If the body raises, nothing is published and current stays. ``resume`` keeps the files
-        that an interrupted run left, for the body to go on from; otherwise they are removed.
+        If the body raises, nothing is published, current stays, and the draft is removed.
+        ``resume`` keeps it for the next run's body to go on from, and so what a killed run left;
+        without it that is removed too. A version that is there already stays in its place until
+        the new one takes it whole.
 
         Raises:
             InvalidRequest: another process is publishing the same version.
+            StorageError: the folder is full, read-only or not permitted.
         """
         version = version_of(kind, config, inputs)
         path = self.root / kind / version
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent / f".{version}.lock", f"{kind}/{version}"):
+        kept = f"run {VERBS[kind]} again" + (": it goes on where it stopped." if resume else ".")
+        with storage_errors(self.root, kept), self._drafting(kind, version, inputs):
             # A finished version is made again only if it is corrupt: nothing of it is resumed.
-            if path.exists() and (not resume or (path / MANIFEST).exists()):
-                shutil.rmtree(path)
-            path.mkdir(exist_ok=True)
-            draft = Draft(kind, version, path)
-            yield draft
-            files = {
-                str(p.relative_to(path)): hash_file(p)
-                for p in sorted(path.rglob("*"))
-                if p.is_file()
-            }
-            manifest = {
-                "kind": kind,
-                "version": version,
-                "format": FORMATS[kind],
-                "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "config": config,
-                "inputs": inputs,
-                "files": files,
-                "rows": draft.rows,
-                "log_until": log_until,
-                "facts": draft.facts,
-            }
-            write_atomically(
-                path / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True).encode()
-            )
+            folder = path.with_name(f".{version}.again") if self.exists(kind, version) else path
+            if folder.exists() and (not resume or (folder / MANIFEST).exists()):
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            for leftover in folder.glob(f".{MANIFEST}.*"):
+                leftover.unlink()
+            draft = Draft(kind, version, folder)
+            try:
+                # Told while what filled the disk is still there.
+                with storage_errors(self.root, kept):
+                    yield draft
+                    files = {
+                        str(p.relative_to(folder)): seal_file(p)
+                        for p in sorted(folder.rglob("*"))
+                        if p.is_file()
+                    }
+                    manifest = {
+                        "kind": kind,
+                        "version": version,
+                        "format": FORMATS[kind],
+                        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                        "config": config,
+                        "inputs": inputs,
+                        "files": files,
+                        "rows": draft.rows,
+                        "log_until": log_until,
+                        "facts": draft.facts,
+                    }
+                    data = json.dumps(manifest, indent=2, sort_keys=True).encode()
+                    write_atomically(folder / MANIFEST, data)
+            except BaseException:
+                if not resume:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            if folder != path:
+                swap(folder, path)
+                draft.path = path
             self.make_current(kind, version)
 
     def make_current(self, kind: str, version: str) -> None:
         """Points ``current`` at a published version. Raises NotFound if there is none such."""
-        if not self.exists(kind, version):
-            raise NotFound("no such version", field=f"{kind}/{version}")
-        write_atomically(self.root / kind / "current", version.encode())
+        if self.exists(kind, version) and self.current_version(kind) == version:
+            return  # nothing to write, so that a read-only store serves what it has
+        with self.guarded():
+            if not self.exists(kind, version):
+                raise NotFound("no such version", field=f"{kind}/{version}")
+            before = self.current_version(kind)
+            write_atomically(self.root / kind / "current", version.encode())
+            if before is not None:
+                write_atomically(self.root / kind / "previous", before.encode())
+
+    @contextlib.contextmanager
+    def guarded(self, *, writes: bool = True) -> Iterator[None]:
+        """Holds the root's lock: nobody else begins or ends a draft, moves a pointer or removes.
+
+        For moments only: it waits for whoever holds it.
+
+        Args:
+            writes: make the lock's file if there is none; else a root without one is as it is.
+        """
+        path = self.root / _LOCK
+        with contextlib.ExitStack() as stack:
+            if writes and not path.exists():
+                path.touch()
+            with contextlib.suppress(FileNotFoundError):
+                fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _drafting(self, kind: str, version: str, inputs: Mapping[str, str]) -> Iterator[None]:
+        """Holds a version's lock file, which says what the draft is made of, while it is made."""
+        path = self.root / kind / lock_name(version)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            with self.guarded():
+                lock = stack.enter_context(path.open("a+"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise InvalidRequest(
+                        "another process is publishing it",
+                        field=f"{kind}/{version}",
+                        remedy="Wait for it to end, or stop it.",
+                    ) from None
+                lock.truncate(0)
+                lock.write(json.dumps({"inputs": inputs}))
+                lock.flush()
+            try:
+                yield
+            finally:
+                # It stays beside a draft that is left to go on from, as it does after a kill.
+                with contextlib.suppress(OSError), self.guarded():
+                    if self.exists(kind, version) or not (self.root / kind / version).exists():
+                        path.unlink()
 
     def reuse(
         self, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]
@@ -285,21 +374,53 @@ class Artifacts:
             return None
         try:
             artifact = self.open(kind, version)
-        except CorruptArtifact:
+            with storage_errors(self.root, f"run {VERBS[kind]} again."):
+                self.make_current(kind, version)
+        except (CorruptArtifact, NotFound):  # the latter if it was removed in the meantime
             return None
-        self.make_current(kind, version)
         return artifact
 
 
-_STAGE = {
-    "tree": "serendip tree",
-    "pairs": "serendip curate",
-    "planner": "serendip finetune",
-    "plans": "serendip plan",
-    "retriever": "serendip retriever",
-    "release": "serendip release",
-    "report": "serendip evaluate",
-}
+def check_file(artifact: Artifact, name: str) -> None:
+    """Raises CorruptArtifact unless a file is there and has the hash of the manifest."""
+    try:
+        found = hash_file(artifact.path / name)
+    except (FileNotFoundError, IsADirectoryError):
+        found = ""
+    if found != artifact.files[name]:
+        raise CorruptArtifact(
+            "differs from its sha256" if found else "is missing",
+            field=f"{artifact.kind}/{artifact.version}/{name}",
+            remedy=_remake(artifact.kind, artifact.path),
+        )
+
+
+def lock_name(version: str) -> str:
+    """Name of the file that is locked while a version is made."""
+    return f".{version}.lock"
+
+
+def _remake(kind: str, path: Path) -> str:
+    return f"Run {VERBS[kind]} again, which makes it anew, or remove {path}."
+
+
+def _check_format(manifest: Mapping[str, Any], kind: str, name: str) -> None:
+    found, ours = manifest.get("format"), FORMATS[kind]
+    if found == ours:
+        return
+    if isinstance(found, int) and found < ours:
+        remedy = (
+            f"It was written by an older release of Serendip. Run {VERBS[kind]} again: it "
+            "publishes a version that this one reads, and serendip artifacts prune removes the old."
+        )
+    else:
+        remedy = (
+            "It was written by another release of Serendip: upgrade this one, or run "
+            f"{VERBS[kind]} again."
+        )
+    raise CorruptArtifact(
+        f"format must be {ours}", field=f"{name}/{MANIFEST}", value=found, remedy=remedy
+    )
 
 
 _VERSION = re.compile(r"[0-9a-f]{12}")
@@ -308,17 +429,3 @@ _VERSION = re.compile(r"[0-9a-f]{12}")
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise InvalidRequest("no such kind of artefact", field="kind", value=kind)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    with path.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidRequest(
-                "another process is publishing it",
-                field=what,
-                remedy="Wait for it to end, or stop it.",
-            ) from None
-        yield

@@ -17,6 +17,7 @@ try:
 except ImportError as e:  # the bare package is the client library
     raise SystemExit("serendip: the command line needs: pip install 'serendip[offline]'") from e
 
+from serendip import artifacts_cli
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import Config, load_config
 from serendip.core import InvalidRequest, SerendipError
@@ -28,6 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(artifacts_cli.app, name="artifacts")
 
 ConfigName = Annotated[str, typer.Option("--config", help="tiny, or a TOML file.")]
 Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")]

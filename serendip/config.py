@@ -141,6 +141,26 @@ class RetrieverConfig(Section):
     threads: int = Field(1, ge=1)
 
 
+class KeepConfig(Section):
+    """Newest versions of each kind that pruning keeps, beside those that something needs."""
+
+    tree: int = Field(3, ge=0)
+    pairs: int = Field(3, ge=0)
+    planner: int = Field(3, ge=0)
+    plans: int = Field(3, ge=0)
+    retriever: int = Field(3, ge=0)
+    release: int = Field(5, ge=0)
+    report: int = Field(10, ge=0)
+
+
+class ArtifactsConfig(Section):
+    """Retention (``serendip artifacts prune``)."""
+
+    keep: KeepConfig = KeepConfig()
+    # A draft that no process is making goes once nothing was written to it for so long.
+    draft_hours: float = Field(24.0, ge=0)
+
+
 class Config(Section):
     """All settings."""
 
@@ -162,6 +182,7 @@ class Config(Section):
     planner: PlannerConfig = PlannerConfig()
     plans: PlansConfig = PlansConfig()
     retriever: RetrieverConfig = RetrieverConfig()
+    artifacts: ArtifactsConfig = ArtifactsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

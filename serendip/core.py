@@ -5,7 +5,7 @@ The way of the data, and where each error stands on it::
     parquet, media ──> catalog ──> tree ──> curation ──> planning ──> plans ─┐
             │ InvalidData   │ MediaError                  │                  ├─> release
             └───────────────┴──────────> retrieval ──> retriever ────────────┘      │
-                                                               CorruptArtifact ─────┤
+                                                 StorageError, CorruptArtifact ─────┤
     request ──> server ──> plan ──> retrieve ──> candidates                         │
         │ InvalidRequest, NotFound, WrongTree, Overloaded, DeadlineSpent            │
         └─ NotReady <────────────────────────────────────────────────── servers <───┘
@@ -112,6 +112,10 @@ class NotReady(SerendipError):
 
 class CorruptArtifact(SerendipError):
     """An artefact on disk that is not what its manifest says, or of another format."""
+
+
+class StorageError(SerendipError):
+    """A folder that cannot be written: full, read-only, or not permitted."""
 
 
 # --- border types ------------------------------------------------------------------------

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from serendip.artifacts import MANIFEST, Artifacts
+from serendip.artifacts import FORMATS, MANIFEST, Artifacts
 from serendip.core import CorruptArtifact, InvalidRequest, NotFound
+from serendip.storage import swap
 
 CONFIG = {"answer": 42}
 INPUTS = {"data": "0" * 12}
@@ -25,11 +26,11 @@ def publish(artifacts, config=CONFIG, text="hello"):
     return artifacts.current("tree")
 
 
-def leave_half(artifacts, kind):
+def leave_half(artifacts, kind, **options):
     """A publication that fails on its way; returns its version."""
     with (
         contextlib.suppress(RuntimeError),
-        artifacts.publish(kind, {"new": 1}, INPUTS) as draft,
+        artifacts.publish(kind, {"new": 1}, INPUTS, **options) as draft,
     ):
         (draft.path / "chunk").write_text("half")
         raise RuntimeError
@@ -68,8 +69,27 @@ def test_a_manifest_of_another_format_is_refused_by_name_and_value(artifacts):
     tree = publish(artifacts)
     manifest = json.loads((tree.path / MANIFEST).read_text())
     (tree.path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CorruptArtifact, match=r"format must be 1, got 99.*another release"):
+    said = rf"format must be {FORMATS['tree']}, got 99.*another release.*upgrade"
+    with pytest.raises(CorruptArtifact, match=said):
         artifacts.open("tree", tree.version)
+
+
+def test_an_older_format_names_the_verb_to_run_and_stays_current_until_it_has_run(
+    artifacts, monkeypatch
+):
+    tree, ours = publish(artifacts), FORMATS["tree"]
+    monkeypatch.setattr("serendip.artifacts.FORMATS", {**FORMATS, "tree": ours + 1})
+    with pytest.raises(
+        CorruptArtifact,
+        match=rf"tree/{tree.version}/manifest\.json: format must be {ours + 1}, got {ours}\. "
+        "It was written by an older release of Serendip. Run serendip tree again",
+    ):
+        artifacts.current("tree")
+    assert artifacts.reuse("tree", CONFIG, INPUTS) is None
+    assert artifacts.current_version("tree") == tree.version
+    anew = publish(artifacts)
+    assert anew.version != tree.version
+    assert artifacts.previous_version("tree") == tree.version
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", "\x00"])
@@ -90,12 +110,58 @@ def test_a_failed_publication_leaves_current_alone_and_no_version(artifacts):
 
 
 def test_resume_keeps_what_an_interrupted_run_left_and_a_fresh_run_does_not(artifacts):
-    leave_half(artifacts, "plans")
+    leave_half(artifacts, "plans", resume=True)
     with artifacts.publish("plans", {"new": 1}, INPUTS, resume=True) as draft:
         assert (draft.path / "chunk").exists()
-    leave_half(artifacts, "plans")
-    with artifacts.publish("plans", {"new": 1}, INPUTS) as draft:
+    leave_half(artifacts, "pairs", resume=True)
+    with artifacts.publish("pairs", {"new": 1}, INPUTS) as draft:
         assert not (draft.path / "chunk").exists()
+
+
+def test_a_failed_publication_that_cannot_be_resumed_leaves_nothing(artifacts):
+    leave_half(artifacts, "tree")
+    assert list((artifacts.root / "tree").iterdir()) == []
+
+
+def test_a_version_that_is_made_again_stays_in_its_place_until_the_new_one_is_whole(artifacts):
+    publish(artifacts).file("nodes.txt").write_text("damaged")
+    with artifacts.publish("tree", CONFIG, INPUTS) as draft:
+        (draft.path / "nodes.txt").write_text("hello")
+        assert (artifacts.root / "tree" / draft.version / "nodes.txt").read_text() == "damaged"
+        assert artifacts.current("tree", verify=False).version == draft.version
+    assert artifacts.current("tree").file("nodes.txt").read_text() == "hello"
+    assert draft.path == artifacts.current("tree").path
+    assert sorted(p.name for p in (artifacts.root / "tree").iterdir()) == [
+        draft.version, "current",
+    ]  # fmt: skip
+
+
+def test_what_a_kill_between_manifest_and_place_left_is_not_resumed(artifacts, monkeypatch):
+    def killed(new, old):
+        raise KeyboardInterrupt
+
+    version = publish(artifacts).version
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr("serendip.artifacts.swap", killed)
+        with artifacts.publish("tree", CONFIG, INPUTS, resume=True) as draft:
+            (draft.path / "chunk").write_text("1")
+    # It may as well be the damaged version, which the new one has just changed places with.
+    assert (artifacts.root / "tree" / f".{version}.again" / MANIFEST).exists()
+    with artifacts.publish("tree", CONFIG, INPUTS, resume=True) as draft:
+        assert list(draft.path.iterdir()) == []
+    assert artifacts.current("tree").files == {}
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_folder_takes_another_s_place(tmp_path, monkeypatch, supported):
+    if not supported:
+        monkeypatch.setattr("serendip.storage._exchange", lambda a, b: False)
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text").write_text(name)
+    swap(tmp_path / "new", tmp_path / "old")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old" / "text").read_text() == "new"
 
 
 def test_two_publications_of_one_version_do_not_run_at_once(artifacts):

@@ -131,6 +131,6 @@ def test_every_verb_explains_itself():
     text = CliRunner().invoke(app, ["--help"]).output
     for verb in (
         "synth", "import", "tree", "curate", "finetune", "plan", "retriever", "release",
-        "evaluate", "serve", "recommend",
+        "evaluate", "serve", "recommend", "artifacts",
     ):  # fmt: skip
         assert verb in text

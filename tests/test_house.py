@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"core", "artifacts", "config", "progress"}
+BASE = {"core", "artifacts", "config", "progress", "storage"}
 CATALOG = BASE | {"catalog"}
 TREE = CATALOG | {"tree"}
 CURATION = TREE | {"curation"}
@@ -20,11 +20,15 @@ EVALUATION = PLANNING | RETRIEVAL | {"evaluation"}
 MAY_IMPORT = {
     "core": set(),
     "v1": {"v1"},
-    "artifacts": {"core"},
+    "storage": {"core"},
+    "artifacts": {"core", "storage"},
     "config": {"core"},
     "progress": set(),
     "wire": {"core", "v1"},
-    "release": {"core", "artifacts"},
+    "inventory": BASE,
+    "release": BASE | {"tree", "planning"},
+    "lineage": BASE | {"inventory", "planning"},
+    "artifacts_cli": BASE | {"inventory", "lineage"},
     "local": {"core"},
     "catalog": CATALOG,
     "tree": TREE,
@@ -32,7 +36,7 @@ MAY_IMPORT = {
     "planning": PLANNING,
     "retrieval": RETRIEVAL,
     "evaluation": EVALUATION,
-    "cli": EVALUATION | {"release", "local", "serendip_client"},
+    "cli": EVALUATION | {"artifacts_cli", "release", "local", "serendip_client"},
     "serving": {"core", "wire", "v1", "serving"},
     "planner_server": PLANNING | {"serving", "planner_server"},
     "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}

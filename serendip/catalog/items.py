@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from serendip.artifacts import hash_file
 from serendip.catalog.schema import (
     CAPTION,
     CAPTIONS,
@@ -33,6 +32,7 @@ from serendip.catalog.schema import (
     unreadable,
 )
 from serendip.core import InvalidData, Item
+from serendip.storage import hash_file
 
 _BATCH_ROWS = 512
 

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from serendip.artifacts import hash_file, write_atomically
 from serendip.catalog import render
 from serendip.catalog.lexicon import FACETS
 from serendip.catalog.world import SHOTS, SLATE, THUMBNAIL_SHOWS, Log, World, live, plant
 from serendip.config import Config
 from serendip.core import InvalidRequest
 from serendip.progress import progress
+from serendip.storage import hash_file, write_atomically
 
 _MARK = "synth.json"
 _FORMAT = 2  # raised when the same seed makes another world
