@@ -53,10 +53,13 @@ class TreeConfig(Section):
     min_df: int = Field(2, ge=1)
     # Words in more than this share of the items carry no interest.
     max_df: float = Field(0.5, gt=0, le=1)
-    # A cluster's weight may pass its equal share by this factor.
+    # A cluster's weight may pass its equal share of its parent's by this factor; a leaf's share of
+    # the whole, then, by (1 + tolerance)^4: 0.02 keeps leaves within a tenth.
     tolerance: float = Field(0.15, gt=0)
     # Balance on alpha x traffic + (1 - alpha) x count.
     balance_alpha: float = Field(0.0, ge=0, le=1)
+    # No item's traffic counts for more than this part of a leaf's equal share.
+    balance_clip: float = Field(0.25, gt=0)
     restarts: int = Field(8, ge=1)
     # Distinctive words in a description, besides its parent's word.
     words: int = Field(2, ge=1, le=6)

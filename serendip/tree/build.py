@@ -58,7 +58,12 @@ def publish_tree(config: Config, artifacts: Artifacts) -> Artifact:
         branching = config.tree.branching
         leaf = cluster_leaves(
             vectors,
-            balance_weights(traffic, config.tree.balance_alpha, int(np.prod(branching))),
+            balance_weights(
+                traffic,
+                config.tree.balance_alpha,
+                int(np.prod(branching)),
+                config.tree.balance_clip,
+            ),
             branching,
             tolerance=config.tree.tolerance,
             restarts=config.tree.restarts,
