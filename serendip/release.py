@@ -20,11 +20,11 @@ def publish_release(artifacts: Artifacts) -> Artifact:
         NotFound: a part was never published.
     """
     parts = {kind: artifacts.current(kind) for kind in PARTS}
-    tree = parts["tree"].version
+    tree = parts["tree"].tree_version
     for kind in PARTS[1:]:
-        if parts[kind].inputs.get("tree") != tree:
+        if parts[kind].tree_version != tree:
             raise InvalidRequest(
-                f"was made for tree {parts[kind].inputs.get('tree')}, current is {tree}",
+                f"was made for tree {parts[kind].tree_version}, current is {tree}",
                 field=f"{kind}/{parts[kind].version}",
                 remedy="Run its stage again, then release.",
             )
@@ -40,5 +40,5 @@ def publish_release(artifacts: Artifacts) -> Artifact:
         return reused
     seen = [part.log_until for part in parts.values() if part.log_until is not None]
     with artifacts.publish("release", {}, inputs, log_until=max(seen, default=None)) as draft:
-        draft.facts["parts"] = inputs
+        draft.facts |= {"tree_version": tree, "parts": inputs}
     return artifacts.open("release", draft.version)

@@ -119,16 +119,16 @@ def publish_plans(config: Config, artifacts: Artifacts) -> Artifact:
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
     planner_artifact = artifacts.current("planner")
-    check_made_from(planner_artifact, {"tree": tree_artifact.version})
+    check_made_from(planner_artifact, {"tree": tree_artifact.tree_version})
     settings = {"plans": config.plans.model_dump(exclude={"batch_size", "chunk_items"})}
     trained = PlannerConfig.model_validate(planner_artifact.config["planner"])
     prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
     search = (config.plans.clusters, config.plans.beams, config.plans.max_reasoning_tokens)
-    made_of = (tree_artifact.version, planner_artifact.version, prompt, *search)
+    made_of = (tree_artifact.tree_version, planner_artifact.version, prompt, *search)
     keys = stale_keys(corpus, made_of, trained.text_chars)
     inputs = {
-        "tree": tree_artifact.version,
+        "tree": tree_artifact.tree_version,
         "planner": planner_artifact.version,
         "pairs": pairs.version,
         "corpus": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12],

@@ -26,7 +26,7 @@ _SAMPLE = 40_000  # items that centres and prices are fitted on, at most
 _LLOYD_ROUNDS = 12
 _BALANCED_ROUNDS = 8
 _ROUND_STEPS = 10  # price steps between two looks at the centres
-_FINAL_STEPS = 60
+_FINAL_STEPS = 30
 _BLOCK = 16_384  # items whose scores stay in the cache
 _SMALL = 8_192  # scores that one pass of numpy takes no longer for
 
@@ -162,7 +162,7 @@ def _place(
     child, prices = _price(scores, w, tolerance, prices, _FINAL_STEPS)
     capacity = (1 + tolerance) * w.sum() / len(centres)
     if np.bincount(child, w, len(centres)).max() > capacity:
-        child = _repair((scores - prices.value[:, None]).T, w, capacity)
+        child = _repair((scores - prices.value[:, None]).T, w, capacity, tolerance)
     return child, prices
 
 
@@ -206,15 +206,13 @@ def _argmax(scores: Floats, prices: Floats) -> Ints:
         child: Ints = (scores - prices[:, None]).argmax(axis=0)
         return child
     child = np.empty(n, np.int64)
+    # Of the children that reach the maximum the first has the highest rank: a maximum again, since
+    # numpy's argmax over few children is slow.
+    rank = np.arange(k, 0, -1, dtype=np.int8)[:, None]
     for at in range(0, n, _BLOCK):
         block = scores[:, at : at + _BLOCK] - prices[:, None]
-        best, found = block[0], np.zeros(block.shape[1], np.int8)
-        for j in range(1, k):
-            # j only grows, so the last child to be better is the greatest: no masked write.
-            better = (block[j] > best).view(np.int8)
-            np.maximum(found, better * np.int8(j), out=found)
-            best = np.maximum(best, block[j])
-        child[at : at + _BLOCK] = found
+        best = (block == block.max(axis=0)).view(np.int8)
+        child[at : at + _BLOCK] = k - (best * rank).max(axis=0)
     return child
 
 
@@ -249,12 +247,27 @@ def _price(
     return child, _Prices(value, step, last)
 
 
-def _repair(scores: Floats, w: Weights, capacity: float) -> Ints:
-    """Assigns within capacity: every round each child keeps those it fits best, and closes
-    when full; the others go on to their next best open child."""
+def _repair(scores: Floats, w: Weights, capacity: float, tolerance: float) -> Ints:
+    """Assigns within capacity. Items heavier than the tolerance come first: were they left over,
+    no child would have room for them.
+
+    Args:
+        scores: float32[n, k].
+    """
+    child = np.full(len(w), -1)
+    free = np.full(scores.shape[1], capacity)
+    heavy = w > tolerance * capacity
+    for items in (np.flatnonzero(heavy), np.flatnonzero(~heavy)):
+        child[items] = _fill(scores[items], w[items], free)
+    return child
+
+
+def _fill(scores: Floats, w: Weights, free: Weights) -> Ints:
+    """Fills the children's ``free`` weight, which is counted down: every round each child keeps
+    those it fits best, and closes when full; the others go on to their next best open child.
+    """
     n, k = scores.shape
     child = np.full(n, -1)
-    free = np.full(k, capacity)
     closed = np.zeros(k, bool)
     waiting = np.arange(n)
     while len(waiting) and not closed.all():
