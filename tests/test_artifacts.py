@@ -68,7 +68,7 @@ def test_a_manifest_of_another_format_is_refused_by_name_and_value(artifacts):
     tree = publish(artifacts)
     manifest = json.loads((tree.path / MANIFEST).read_text())
     (tree.path / MANIFEST).write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CorruptArtifact, match=r"format must be 1, got 99.*another release"):
+    with pytest.raises(CorruptArtifact, match=r"format must be 2, got 99.*another release"):
         artifacts.open("tree", tree.version)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, vstack
 
 from serendip.tree.cluster_tree import ROOT, Nodes, normal_form
-from serendip.tree.words import is_unspaced
+from serendip.tree.words import is_unspaced, phrases
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +46,7 @@ def describe(
         words: the V words.
         take: distinctive words a description, besides the parent's.
     """
+    words = phrases(counts, words)
     holds, n_node = _holds(shape, leaf, counts)
     everywhere = holds[ROOT].toarray()[0]
     last = int(shape.level.max())
@@ -122,19 +123,18 @@ def _rank(
     p = inside / n_inside
     lift = np.log((inside + 0.5) / n_inside / ((outside + 0.5) / max(n_outside, 1.0)))
     best = np.argsort(-(p * lift), kind="stable")
-    ranked: list[str] = []
+    ranked: dict[str, None] = {}
     for i in best[: 4 * _SHORTLIST]:
         word = words[column[i]]
-        if word not in without and not any(_overlap(word, w) for w in ranked):
-            ranked.append(word)
-            if len(ranked) == _SHORTLIST:
-                break
-    return ranked
-
-
-def _overlap(word: str, other: str) -> bool:
-    """Whether two pairs of a run may share a character, and so tell one word twice."""
-    return is_unspaced(word) and (word[0] == other[-1] or word[-1] == other[0])
+        if word in without or word in ranked:
+            continue
+        # Two pairs of a run that share a character would tell one word twice.
+        if is_unspaced(word) and any(word[0] == w[-1] or word[-1] == w[0] for w in ranked):
+            continue
+        ranked[word] = None
+        if len(ranked) == _SHORTLIST:
+            break
+    return list(ranked)
 
 
 def _phrasings(parent: str, ranked: Sequence[str], take: int) -> Iterator[str]:

@@ -234,7 +234,9 @@ def clean(answer: str) -> str:
     """
     for line in answer.splitlines():
         line = _one_line(unicodedata.normalize("NFC", line))
-        line = re.sub(r"^[\W\d_]*(name|title|answer|group|名称|标题)\W*[:：]", "", line, flags=re.IGNORECASE)
+        line = re.sub(
+            r"^[\W\d_]*(name|title|answer|group|名称|标题)\W*[:：]", "", line, flags=re.IGNORECASE
+        )
         line = re.sub(r"^([0-9]+[.)]\s)?[^\w(]*", "", line.replace("**", ""))
         line = re.sub(r"[^\w)]+$", "", " ".join(line.split()[:_NAME_WORDS]))
         if sum(c.isalpha() for c in line) >= 2:

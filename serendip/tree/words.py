@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 
-from scipy.sparse import csr_matrix
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csc_matrix, csr_matrix
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
 from serendip.core import InvalidData
@@ -23,6 +26,10 @@ _UNSPACED = re.compile(f"[{_HAN}{_KATAKANA}{_HIRAGANA}]+")
 # Hiragana is grammar more than meaning; these few characters are, too: neither is in a word.
 _RUN = re.compile(f"[{_KATAKANA}]{{2,}}|(?:(?![的了着们吗呢吧及与])[{_HAN}])+")
 _IS_HAN = re.compile(f"[{_HAN}]")
+
+# Pairs are taken to be of one run where they share this part of the items that have either, and
+# are in so many items at least; a run is cut after so many pairs.
+_TOGETHER, _PHRASE_ITEMS, _PHRASE_PAIRS = 0.9, 3, 5
 
 
 def words_of(text: str) -> list[str]:
@@ -45,6 +52,44 @@ def words_of(text: str) -> list[str]:
 def is_unspaced(word: str) -> bool:
     """Whether a word is of a script that has no spaces between words."""
     return bool(_UNSPACED.search(word))
+
+
+def phrases(counts: csr_matrix, words: Sequence[str]) -> list[str]:
+    """V names to show for V words: pairs of a run that occur together become the run that they
+    are of (``手冲 冲咖 咖啡``: ``手冲咖啡``), and then have one name; other words keep theirs.
+
+    Args:
+        counts: int[N, V], word counts.
+    """
+    holds = (counts > 0).astype(np.int64).tocsc()
+    df = np.diff(holds.indptr)
+    pairs = [i for i, w in enumerate(words) if len(w) == 2 and _IS_HAN.match(w)]
+    starting: dict[str, list[int]] = defaultdict(list)
+    for i in pairs:
+        if df[i] >= _PHRASE_ITEMS:
+            starting[words[i][0]].append(i)
+    after: dict[int, int] = {}
+    for i in pairs:
+        alike = (j for j in starting[words[i][1]] if df[j] >= _TOGETHER * df[i])
+        for j in alike:
+            together = len(np.intersect1d(_rows(holds, i), _rows(holds, j), assume_unique=True))
+            if j != i and together >= _TOGETHER * max(df[i], df[j]):
+                after[i] = j
+                break
+    names = list(words)
+    for first in sorted(after.keys() - set(after.values())):
+        run = [first]
+        while (following := after.get(run[-1])) is not None and len(run) < _PHRASE_PAIRS:
+            run.append(following)
+        text = words[first] + "".join(words[i][1] for i in run[1:])
+        for i in run:
+            names[i] = text
+    return names
+
+
+def _rows(matrix: csc_matrix, column: int) -> npt.NDArray[np.int32]:
+    rows: npt.NDArray[np.int32] = matrix.indices[matrix.indptr[column] : matrix.indptr[column + 1]]
+    return rows
 
 
 def count_words(texts: Sequence[str], min_df: int, max_df: float) -> tuple[csr_matrix, list[str]]:
