@@ -22,7 +22,7 @@ from serendip.artifacts import Artifact, Artifacts, Draft
 from serendip.catalog.items import fingerprint
 from serendip.catalog.logs import log_until, read_impressions, read_interactions
 from serendip.config import Config
-from serendip.core import SerendipError
+from serendip.core import CorruptArtifact, NotFound
 from serendip.progress import console, progress
 from serendip.tree import embed
 from serendip.tree.balance import balance_weights, cluster_leaves
@@ -54,7 +54,8 @@ def publish_tree(config: Config, artifacts: Artifacts, *, rebuild: bool = False)
     """Clusters the catalogue and describes the clusters, or grows the tree that there is.
 
     Args:
-        rebuild: build anew, however little has changed.
+        rebuild: do not grow, however little has changed. What these very data have built before
+            is taken, since it would come out the same.
 
     Raises:
         InvalidData: the catalogue, the log or the table of descriptions breaks its schema, a
@@ -64,11 +65,10 @@ def publish_tree(config: Config, artifacts: Artifacts, *, rebuild: bool = False)
     settings = {"tree": config.tree.model_dump(exclude=_BESIDE), "seed": config.seed}
     inputs = {"data": fingerprint(config.data_path), **hash_sources(config.tree)}
     before = _current(artifacts)
-    if not rebuild:
-        if before and before.config == _as_json(settings) and _made_of(before) == inputs:
-            return before
-        if reused := artifacts.reuse("tree", settings, inputs):
-            return reused
+    if not rebuild and before and _same(before, settings, inputs):
+        return before
+    if reused := artifacts.reuse("tree", settings, inputs):
+        return reused
     source = Source.read(config)
     weights, until = _weights(config, source.item_ids)
     why = "asked to"
@@ -78,6 +78,8 @@ def publish_tree(config: Config, artifacts: Artifacts, *, rebuild: bool = False)
         if grown:
             until = max(until, before.log_until or 0)
             inputs |= {GROWN_FROM: before.version}
+            if reused := artifacts.reuse("tree", settings, inputs):
+                return reused
             with artifacts.publish("tree", settings, inputs, log_until=until) as draft:
                 _write_grown(draft, before, grown, weights, config)
             _say(f"grown from {before.version}: {grown.placed} items placed, no node renumbered")
@@ -201,12 +203,19 @@ def _map(before: Artifact, tree: ClusterTree, why: str, draft: Draft) -> None:
 def _current(artifacts: Artifacts) -> Artifact | None:
     try:
         return artifacts.current("tree")
-    except SerendipError:  # none yet, of an older format, or broken: it is built anew
+    except NotFound:
+        return None
+    except CorruptArtifact as e:
+        _say(f"built anew, the current one cannot be read: {e}")
         return None
 
 
 def _made_of(tree: Artifact) -> dict[str, str]:
     return {kind: version for kind, version in tree.inputs.items() if kind != GROWN_FROM}
+
+
+def _same(before: Artifact, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    return before.config == _as_json(settings) and _made_of(before) == inputs
 
 
 def _other_making(before: Artifact, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -36,8 +36,9 @@ class NodeMap:
         return bool(self.overlap[node_id] > SURVIVES)
 
     def save(self, folder: Path) -> None:
-        """Writes node_map.parquet: one row an old node, in node order."""
-        table = pa.table({"node_id": self.node, "overlap": self.overlap})
+        """Writes node_map.parquet: one row a node of the tree before, in node order."""
+        before = np.arange(len(self.node), dtype=np.int32)
+        table = pa.table({"before": before, "node_id": self.node, "overlap": self.overlap})
         pq.write_table(table, folder / FILE)
 
     @classmethod

@@ -78,6 +78,15 @@ def test_an_item_with_half_the_traffic_leaves_the_others_balanced():
     assert count.min() > 30
 
 
+def test_heavy_items_leave_no_leaf_far_above_the_tolerance():
+    rng = np.random.default_rng(5)
+    x = themes(rng, 2400, groups=6)
+    traffic = 1 / np.arange(1, 2401) ** 1.2  # the heaviest are alike as well
+    weights = balance_weights(traffic, 1.0, 24, 0.4)
+    leaf = cluster(x, weights, (24,))
+    assert np.bincount(leaf, weights, 24).max() * 24 < 1.02 * 1.02 + 1e-6
+
+
 def test_every_split_is_told():
     told = []
     cluster(

@@ -127,6 +127,27 @@ def test_rebuilding_can_be_asked_for(built):
     assert artifact.facts["rebuilt_because"] == "asked to"
 
 
+def test_what_the_same_data_have_built_is_not_built_again(built):
+    _, config, artifacts, tree = built
+    made = tree.path.stat().st_mtime_ns
+    assert publish_tree(config, artifacts, rebuild=True).version == tree.version
+    assert tree.path.stat().st_mtime_ns == made
+
+
+def test_growing_back_and_forth_finds_the_trees_that_there_are(built):
+    first, _ = bring(built, {**items(EVERY_LEAF), **items([0], first=500)})
+    assert bring(built, items(EVERY_LEAF))[0].version == built[3].version
+    again, _ = bring(built, {**items(EVERY_LEAF), **items([0], first=500)})
+    assert again.version == first.version
+
+
+def test_a_current_tree_that_is_broken_is_built_anew_and_said(built, capfd):
+    built[3].file("centroids.npy").write_bytes(b"broken")
+    artifact, _ = bring(built, {**items(EVERY_LEAF), **items([0], first=500)})
+    assert artifact.facts["made"] == "built"
+    assert "differs from its sha256" in capfd.readouterr().err
+
+
 def test_bounds_of_drift_are_no_part_of_the_tree(built):
     artifact, _ = bring(built, items(EVERY_LEAF), grow_share=0.9)
     assert artifact.version == built[3].version

@@ -95,6 +95,10 @@ def test_nodes_that_are_no_tree_are_refused():
         broken(parent=nodes.parent[::-1].copy())()
     with pytest.raises(CorruptArtifact, match="differ in length"):
         broken(level=nodes.level[:-1])()
+    alike = list(nodes.description)
+    alike[1:3] = "Rye  bread", "rye bread"
+    with pytest.raises(CorruptArtifact, match="unique"):
+        broken(description=tuple(alike))()
     twice = ("", *("same" for _ in nodes.description[1:]))
     with pytest.raises(CorruptArtifact, match="unique"):
         broken(description=twice)()
