@@ -76,7 +76,7 @@ def open_release(
     parts = {kind: artifacts.open(kind, v) for kind, v in release.inputs.items()}
     lacking = {"tree", "planner", "plans"} - parts.keys()
     if lacking or any(
-        parts[k].inputs["tree"] != parts["tree"].version for k in ("planner", "plans")
+        parts[k].tree_version != parts["tree"].tree_version for k in ("planner", "plans")
     ):
         raise CorruptArtifact(
             "its parts do not fit together",

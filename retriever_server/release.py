@@ -18,15 +18,15 @@ def open_release(artifacts: Artifacts) -> Serving:
         CorruptArtifact: the release or its retriever is not what it says.
     """
     release = artifacts.current("release")
-    named = {kind: release.inputs.get(kind, "") for kind in ("tree", "planner", "plans")}
+    named = {kind: release.inputs.get(kind, "") for kind in ("planner", "plans")}
     where = f"release/{release.version}"
     remedy = "Publish it again (serendip release)."
     if "retriever" not in release.inputs:
         raise CorruptArtifact("names no retriever", field=where, remedy=remedy)
     ranker = ClusterRanker.open(artifacts.open("retriever", release.inputs["retriever"]))
-    if ranker.versions.tree_version != named["tree"]:
+    if ranker.versions.tree_version != release.tree_version:
         raise CorruptArtifact(
-            f"names tree {named['tree']}, but its retriever was made for another",
+            f"names tree {release.tree_version}, but its retriever was made for another",
             field=where,
             value=ranker.versions.tree_version,
             remedy=remedy,

@@ -33,7 +33,12 @@ from serendip.storage import hash_file, seal_file, storage_errors, swap, write_a
 KINDS = ("tree", "pairs", "planner", "plans", "retriever", "release", "report")
 
 # Raised when the files of a kind change their meaning; readers refuse any other.
-FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {"planner": 3, "plans": 2}
+FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {
+    "tree": 2,
+    "planner": 3,
+    "plans": 2,
+    "release": 2,
+}
 
 # Which verb publishes a kind.
 VERBS: Mapping[str, str] = {
@@ -69,6 +74,15 @@ class Artifact:
     rows: Mapping[str, int]
     log_until: int | None
     facts: Mapping[str, Any]
+
+    @property
+    def tree_version(self) -> str:
+        """The tree_version whose node IDs the artefact speaks of; "" if it speaks of none.
+
+        A tree and a release state it among their facts: their own version changes with the item
+        order too. All others name it as their input ``tree``.
+        """
+        return str(self.facts.get("tree_version") or self.inputs.get("tree", ""))
 
     def file(self, name: str) -> Path:
         """Path of one of the artefact's files. Raises CorruptArtifact if it has none such."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,18 +56,37 @@ def exit_on_error() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _publish(stage: Callable[[Config, Artifacts], Artifact], config: str, seed: int | None) -> None:
+def _publish(
+    stage: Callable[[Config, Artifacts], Artifact], config: str, seed: int | None
+) -> Artifact:
     settings = load_config(config, seed=seed)
     artifact = stage(settings, Artifacts(settings.artifacts_path))
     _show_facts(artifact)
     print(artifact.path)
+    return artifact
 
 
 def _show_facts(artifact: Artifact) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in artifact.facts.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            _show_rows(name, value)
+        else:
+            table.add_row(name, _shown(value))
     console.print(table)
+
+
+def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    """A fact that is a table: a column a key, those without any value left out."""
+    columns = [key for key in rows[0] if any(row.get(key) is not None for row in rows)]
+    table = Table(*columns, title=name, title_justify="left")
+    for row in rows:
+        table.add_row(*(_shown(row[key]) for key in columns))
+    console.print(table)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -97,11 +117,21 @@ def import_(
 
 
 @app.command()
-def tree(config: ConfigName = "tiny", seed: Seed = None) -> None:
-    """Clusters the catalogue into the 4-level tree and describes every cluster."""
+def tree(
+    config: ConfigName = "tiny",
+    seed: Seed = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build anew where the tree could grow.")
+    ] = False,
+) -> None:
+    """Clusters the catalogue into the 4-level tree, or grows the tree that there is."""
+    from serendip.planning.survival import surviving_plans
     from serendip.tree.build import publish_tree
 
-    _publish(publish_tree, config, seed)
+    made = _publish(partial(publish_tree, rebuild=rebuild), config, seed)
+    artifacts = Artifacts(load_config(config, seed=seed).artifacts_path)
+    if (plans := surviving_plans(artifacts, made)) is not None:
+        console.print(f"  {plans[0]} of {plans[1]} plans would keep their meaning; all are stale")
 
 
 @app.command()

@@ -47,19 +47,48 @@ class TreeConfig(Section):
 
     branching: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (2, 2, 4, 4)
     # "text": TF-IDF and SVD of title and text. "column": the float list column `vector` of
-    # items.parquet.
-    vectors: Literal["text", "column"] = "text"
+    # items.parquet. "encoder": title and text by the sentence-transformers folder `encoder`.
+    vectors: Literal["text", "column", "encoder"] = "text"
+    encoder: str = ""
+    encoder_batch: int = Field(64, ge=1)
     dimensions: int = Field(96, ge=2, le=4096)
     min_df: int = Field(2, ge=1)
     # Words in more than this share of the items carry no interest.
     max_df: float = Field(0.5, gt=0, le=1)
-    # A cluster's weight may pass its equal share by this factor.
+    # A cluster's weight may pass its equal share of its parent's by this factor; a leaf's share of
+    # the whole, then, by (1 + tolerance)^4: 0.02 keeps leaves within a tenth.
     tolerance: float = Field(0.15, gt=0)
     # Balance on alpha x traffic + (1 - alpha) x count.
     balance_alpha: float = Field(0.0, ge=0, le=1)
+    # No item's traffic counts for more than this part of a leaf's equal share.
+    balance_clip: float = Field(0.25, gt=0)
     restarts: int = Field(8, ge=1)
     # Distinctive words in a description, besides its parent's word.
     words: int = Field(2, ge=1, le=6)
+    # "words": distinctive words. "table": the parquet or CSV file `descriptions_path`. "llm": the
+    # answers of the text-generation checkpoint in the folder `llm`.
+    descriptions: Literal["words", "table", "llm"] = "words"
+    descriptions_path: str = ""
+    llm: str = ""
+    llm_batch: int = Field(16, ge=1)
+    # A tree grows with its catalogue until one of these is passed (tree/grow.py: Drift), and is
+    # then rebuilt: the share of items placed since it was built, how much worse they fit, and
+    # how much heavier the heaviest leaf has become.
+    grow_share: float = Field(0.3, ge=0, le=1)
+    grow_cosine_loss: float = Field(0.15, ge=0)
+    grow_imbalance: float = Field(1.5, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> TreeConfig:
+        needs = {
+            "encoder": self.vectors == "encoder",
+            "descriptions_path": self.descriptions == "table",
+            "llm": self.descriptions == "llm",
+        }
+        for name, needed in needs.items():
+            if needed and not getattr(self, name):
+                raise ValueError(f"tree.{name} must be named")
+        return self
 
 
 class CurationConfig(Section):

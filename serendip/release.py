@@ -8,14 +8,15 @@ release need not. Knows no model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from serendip.artifacts import VERBS, Artifact, Artifacts
 from serendip.core import CorruptArtifact, InvalidRequest, NotFound
-from serendip.planning.lmdb_store import FILE
-from serendip.planning.plan_scan import scan_plans
+from serendip.planning.lmdb_store import FILE, LmdbStore
+from serendip.planning.plan_store import plan_message
 from serendip.planning.trie import DescriptionTrie
 from serendip.progress import progress
 from serendip.tree.cluster_tree import Nodes, read_nodes
@@ -47,7 +48,7 @@ def publish_release(artifacts: Artifacts) -> Artifact:
                 raise NotFound(
                     "was removed", field=f"{kind}/{version}", remedy=f"Run {VERBS[kind]} again."
                 )
-        draft.facts |= {"tree_version": tree_version(parts["tree"]), "parts": inputs}
+        draft.facts |= {"tree_version": parts["tree"].tree_version, "parts": inputs}
     return artifacts.open("release", draft.version)
 
 
@@ -55,10 +56,10 @@ def check_parts(parts: Mapping[str, Artifact]) -> None:
     """Raises InvalidRequest or CorruptArtifact unless the parts, one a kind, fit together."""
     tree, planner, plans, retriever = (parts[kind] for kind in PARTS)
     lags = [
-        *_lag(planner, "tree", tree_version(planner), tree_version(tree)),
-        *_lag(plans, "tree", tree_version(plans), tree_version(tree)),
+        *_lag(planner, "tree", planner.tree_version, tree.tree_version),
+        *_lag(plans, "tree", plans.tree_version, tree.tree_version),
         *_lag(plans, "planner", plans.inputs.get("planner"), planner.version),
-        *_lag(retriever, "tree", tree_version(retriever), tree_version(tree)),
+        *_lag(retriever, "tree", retriever.tree_version, tree.tree_version),
         # A tree that has grown is the same tree with more items: its retriever has to follow.
         *_lag(retriever, "items", retriever.inputs.get("tree_items", tree.version), tree.version),
     ]
@@ -73,20 +74,11 @@ def check_parts(parts: Mapping[str, Artifact]) -> None:
             field=f"{part.kind}/{part.version}",
             remedy=f"Run {', '.join(verbs)} again, then serendip release.",
         )
-    nodes = read_nodes(tree.file("nodes.parquet"), tree_version(tree))
+    nodes = read_nodes(tree.file("nodes.parquet"), tree.tree_version)
     level = int(planner.config["level"])
     check_planner_and_tree(planner, nodes, level)
     check_plans(plans, planner, nodes, level)
     check_retriever_and_tree(retriever, tree)
-
-
-def tree_version(part: Artifact) -> str:
-    """Which tree a part's node IDs and descriptions are of.
-
-    A tree that has grown says so among its facts: another version, the same tree_version.
-    """
-    own = part.version if part.kind == "tree" else part.inputs.get("tree", "")
-    return str(part.facts.get("tree_version", own))
 
 
 def check_planner_and_tree(planner: Artifact, nodes: Nodes, level: int) -> None:
@@ -116,8 +108,12 @@ def check_plans(plans: Artifact, planner: Artifact, nodes: Nodes, level: int) ->
     wanted = nodes.at_level(level)
     versions = nodes.tree_version, planner.version
     count = 0
-    with progress("check plans", plans.rows.get(FILE, 0)) as tick:
-        for plan in scan_plans(plans.file(FILE)):
+    with (
+        closing(LmdbStore(plans.file(FILE))) as store,
+        progress("check plans", store.info().count) as tick,
+    ):
+        for _, data in store.rows():
+            plan = plan_message(data)
             made = plan.tree_version, plan.planner_version
             if made != versions:
                 raise _unfit(

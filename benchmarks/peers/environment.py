@@ -27,6 +27,11 @@ PACKAGES = (
     "apache-tvm-ffi==0.1.15.post2",
     "llguidance==1.9.1",
     "outlines-core==0.2.14",
+    "faiss-cpu==1.15.1",
+    "k-means-constrained==0.9.1",
+    "ortools==9.15.6755",
+    "absl-py==2.3.1",
+    "six==1.17.0",
 )
 
 

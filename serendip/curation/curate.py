@@ -21,7 +21,7 @@ from serendip.catalog.logs import log_until, read_impressions, read_interactions
 from serendip.config import Config, CurationConfig
 from serendip.core import InvalidData, InvalidRequest
 from serendip.progress import progress
-from serendip.tree.cluster_tree import ClusterTree
+from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
 TABLES = ("held_out", "scores", "training", "labels", "transitions", "comparison")
 
@@ -129,7 +129,7 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
         "level": config.level,
         "level_gap": config.level_gap,
     }
-    inputs = {"tree": source.version, "data": data}
+    inputs = {**tree_inputs(source), "data": data}
     if reused := artifacts.reuse("pairs", settings, inputs):
         return reused
     tree = ClusterTree.open(source)
@@ -184,7 +184,7 @@ def current_pairs(config: Config, artifacts: Artifacts) -> Artifact:
     """
     pairs = artifacts.current("pairs")
     data = fingerprint(config.data_path)
-    check_made_from(pairs, {"tree": artifacts.current("tree").version, "data": data})
+    check_made_from(pairs, {**tree_inputs(artifacts.current("tree")), "data": data})
     for name in ("level", "level_gap"):
         if pairs.config[name] != getattr(config, name):
             raise InvalidRequest(

@@ -22,7 +22,7 @@ from serendip.evaluation.truth import Truth, read_truth, swap_pairs
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, load_content
 from serendip.progress import Tick, progress
-from serendip.tree.cluster_tree import ClusterTree
+from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
 Figures = dict[str, object]
 
@@ -56,8 +56,12 @@ def publish_report(config: Config, artifacts: Artifacts) -> Artifact:
         "pairs": current_pairs(config, artifacts),
         "planner": artifacts.current("planner"),
     }
-    check_made_from(parts["planner"], {k: parts[k].version for k in ("tree", "pairs")})
-    inputs = {kind: part.version for kind, part in parts.items()}
+    made_from = {"tree": parts["tree"].tree_version, "pairs": parts["pairs"].version}
+    check_made_from(parts["planner"], made_from)
+    inputs = {
+        **tree_inputs(parts["tree"]),
+        **{kind: parts[kind].version for kind in ("pairs", "planner")},
+    }
     inputs["data"] = fingerprint(config.data_path)
     settings = {"plans": config.plans.model_dump()}
     if reused := artifacts.reuse("report", settings, inputs):

@@ -101,16 +101,16 @@ def publish_plans(
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
     planner = artifacts.current("planner")
-    check_made_from(planner, {"tree": tree_artifact.version})
+    check_made_from(planner, {"tree": tree_artifact.tree_version})
     settings = {"plans": config.plans.model_dump(include={"coverage", *_SEARCH})}
     trained = PlannerConfig.model_validate(planner.config["planner"])
     prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
     search = [getattr(config.plans, name) for name in _SEARCH]
-    made_of = (tree_artifact.version, planner.version, prompt, *search)
+    made_of = (tree_artifact.tree_version, planner.version, prompt, *search)
     keys = stale_keys(corpus, made_of, trained.text_chars)
     inputs = {
-        "tree": tree_artifact.version,
+        "tree": tree_artifact.tree_version,
         "planner": planner.version,
         "pairs": pairs.version,
         "corpus": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12],
@@ -123,7 +123,7 @@ def publish_plans(
     setup = Setup(
         planner, tree.nodes, config.plans, config.planner.threads, trained.style, trained.frames
     )
-    made_by = tree_artifact.version, planner.version
+    made_by = tree_artifact.tree_version, planner.version
     earlier = _earlier_chunks(artifacts)
     level = int(planner.config["level"])
     until = max(planner.log_until or 0, pairs.log_until or 0)

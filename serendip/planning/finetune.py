@@ -66,7 +66,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "seed": config.seed,
     }
     inputs = {
-        "tree": tree_artifact.version,
+        "tree": tree_artifact.tree_version,
         "pairs": pairs.version,
         "data": fingerprint(config.data_path),
     }

@@ -58,9 +58,9 @@ class Planner:
         Raises:
             CorruptArtifact: it was trained for another tree, or its files do not fit.
         """
-        if artifact.inputs["tree"] != nodes.tree_version:
+        if artifact.tree_version != nodes.tree_version:
             raise CorruptArtifact(
-                f"was trained for tree {artifact.inputs['tree']}",
+                f"was trained for tree {artifact.tree_version}",
                 field=f"planner/{artifact.version}",
                 value=nodes.tree_version,
                 remedy="Fine-tune on the current tree (serendip finetune).",

@@ -100,7 +100,7 @@ class ClusterRanker:
         """
         name = f"retriever/{artifact.version}"
         try:
-            nodes = read_nodes(artifact.file("nodes.parquet"), artifact.inputs["tree"])
+            nodes = read_nodes(artifact.file("nodes.parquet"), artifact.tree_version)
             item_ids, leaf_start = read_item_order(
                 artifact.file("item_order.parquet"), nodes.leaf_count
             )

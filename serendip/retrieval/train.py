@@ -35,7 +35,7 @@ from serendip.retrieval.sequences import (
     shrunk_satisfaction,
     training_batches,
 )
-from serendip.tree.cluster_tree import ClusterTree
+from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
 TOP = 10
 _VALIDATION_USERS = 5000
@@ -79,7 +79,7 @@ def publish_retriever(config: Config, artifacts: Artifacts) -> Artifact:
         "seed": config.seed,
         "shrinkage": config.curation.shrinkage,
     }
-    inputs = {"tree": tree_artifact.version, "data": fingerprint(config.data_path)}
+    inputs = {**tree_inputs(tree_artifact), "data": fingerprint(config.data_path)}
     done = artifacts.reuse("retriever", settings, inputs)
     if done is not None:
         return done

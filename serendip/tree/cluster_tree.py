@@ -7,6 +7,7 @@ contiguous slice ``[start, end)`` of the item order. Knows no vectors and no mod
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,20 @@ LEVELS = 4  # levels below the root; leaves lie at this one
 Int = npt.NDArray[np.int32]
 
 
+def tree_inputs(artifact: Artifact) -> dict[str, str]:
+    """What a stage that reads item -> leaf names among its inputs.
+
+    ``tree`` is the tree_version, which every stage names; ``tree_items`` the tree artefact's own
+    version, which is another one whenever items came or went.
+    """
+    return {"tree": artifact.tree_version, "tree_items": artifact.version}
+
+
+def normal_form(text: str) -> str:
+    """The form in which descriptions must differ: NFKC, case folded, white space one space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 @dataclass(frozen=True)
 class Nodes:
     """The tree's nodes without its items. M nodes, L leaves.
@@ -35,7 +50,7 @@ class Nodes:
         level: int32[M], 0 (root) to 4 (leaf).
         parent: int32[M], -1 for the root.
         leaf_lo, leaf_hi: int32[M], the node's leaves as ranks [lo, hi) in path order.
-        description: M texts, unique within a level; empty for the root.
+        description: M texts, unique within a level in their normal form; empty for the root.
     """
 
     tree_version: str
@@ -64,7 +79,7 @@ class Nodes:
                 "nodes are not in breadth-first order", field="tree/nodes.parquet"
             )
         for at in range(1, int(self.level.max()) + 1):
-            texts = [self.description[n] for n in self.at_level(at)]
+            texts = [normal_form(self.description[n]) for n in self.at_level(at)]
             if len(set(texts)) != len(texts) or not all(texts):
                 raise CorruptArtifact(
                     "descriptions must be unique and not empty within a level",
@@ -184,7 +199,7 @@ class ClusterTree:
     @classmethod
     def open(cls, artifact: Artifact) -> ClusterTree:
         """Opens a tree artefact. Raises CorruptArtifact."""
-        nodes = read_nodes(artifact.file("nodes.parquet"), artifact.version)
+        nodes = read_nodes(artifact.file("nodes.parquet"), artifact.tree_version)
         item_ids, leaf_start = read_item_order(artifact.file("items.parquet"), nodes.leaf_count)
         return cls(nodes, item_ids, leaf_start)
 

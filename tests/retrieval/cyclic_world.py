@@ -77,6 +77,7 @@ def publish_tree(artifacts: Artifacts) -> ClusterTree:
             BRANCHING, leaf, [f"item-{i}" for i in range(ITEMS)], None, draft.version
         )
         tree.save(draft.path)
+        draft.facts["tree_version"] = draft.version
     return ClusterTree.open(artifacts.current("tree"))
 
 

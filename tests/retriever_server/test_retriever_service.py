@@ -47,8 +47,8 @@ def released(cyclic: World) -> World:
         "plans": "c" * 12,
         "retriever": cyclic.retriever.version,
     }
-    with cyclic.artifacts.publish("release", {}, inputs):
-        pass
+    with cyclic.artifacts.publish("release", {}, inputs) as draft:
+        draft.facts["tree_version"] = cyclic.tree.version
     return cyclic
 
 
@@ -328,8 +328,8 @@ def test_a_release_of_two_trees_is_refused(released: World) -> None:
     assert good is not None
     inputs = {"tree": "d" * 12, "retriever": released.retriever.version}
     try:
-        with artifacts.publish("release", {}, inputs):
-            pass
+        with artifacts.publish("release", {}, inputs) as draft:
+            draft.facts["tree_version"] = "d" * 12
         with pytest.raises(CorruptArtifact, match="made for another"):
             open_release(artifacts)
     finally:

@@ -15,7 +15,8 @@ from serendip.tree.balance import balance_weights, cluster_leaves
 from serendip.tree.build import publish_tree
 from serendip.tree.cluster_tree import ROOT, ClusterTree, Nodes, read_nodes
 from serendip.tree.describe import describe
-from serendip.tree.embed import count_words, embed_counts
+from serendip.tree.embed import TextModel
+from serendip.tree.words import count_words
 
 BRANCHING = (2, 2, 3, 2)
 LEAVES = 24
@@ -94,6 +95,10 @@ def test_nodes_that_are_no_tree_are_refused():
         broken(parent=nodes.parent[::-1].copy())()
     with pytest.raises(CorruptArtifact, match="differ in length"):
         broken(level=nodes.level[:-1])()
+    alike = list(nodes.description)
+    alike[1:3] = "Rye  bread", "rye bread"
+    with pytest.raises(CorruptArtifact, match="unique"):
+        broken(description=tuple(alike))()
     twice = ("", *("same" for _ in nodes.description[1:]))
     with pytest.raises(CorruptArtifact, match="unique"):
         broken(description=twice)()
@@ -150,7 +155,7 @@ def test_descriptions_are_the_words_that_tell_a_cluster_apart():
     counts, words = count_words(texts, 1, 0.9)
     leaf = np.repeat([0, 1, 2, 3], 4)
     tree = ClusterTree.from_leaves((2, 2), leaf, [str(i) for i in range(16)], None, "0" * 12)
-    text = describe(tree.nodes, leaf, counts, words, 2)
+    text = describe(tree.nodes, leaf, counts, words, 2).texts
     assert text[0] == ""
     assert "oven" in text[1]
     assert "bike" in text[2]
@@ -165,7 +170,7 @@ def test_clusters_of_the_same_words_still_get_names_of_their_own():
     counts, words = count_words(texts, 1, 1.0)
     leaf = np.repeat([0, 1, 2, 3], 4)
     tree = ClusterTree.from_leaves((2, 2), leaf, [str(i) for i in range(16)], None, "0" * 12)
-    text = describe(tree.nodes, leaf, counts, words, 2)
+    text = describe(tree.nodes, leaf, counts, words, 2).texts
     assert len(set(text[3:])) == 4
     assert len(set(text[1:3])) == 2
 
@@ -176,8 +181,12 @@ def test_texts_without_words_are_an_error_that_names_the_remedy():
 
 
 def test_vectors_are_of_unit_length():
-    counts, _ = count_words(["oven bread", "oven cake", "bike hill", "bike gravel"], 1, 0.9)
-    assert np.linalg.norm(embed_counts(counts, 3, 0), axis=1) == pytest.approx(1, abs=1e-5)
+    texts = ["oven bread", "oven cake", "bike hill", "bike gravel"]
+    counts, words = count_words(texts, 1, 0.9)
+    model, vectors = TextModel.fit(counts, words, 3, 0)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    assert model.embed(texts) == pytest.approx(vectors, abs=1e-5)
+    assert not model.embed(["nothing known"]).any()
 
 
 def test_a_published_tree_is_sound_and_is_reused(small_world):
