@@ -73,6 +73,7 @@ class Draft:
     Attributes:
         rows: row counts by file name.
         facts: further figures for the manifest (JSON values).
+        log_until: as Artifact's; a stage that finds it on the way sets it.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class Draft:
     path: Path
     rows: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    log_until: int | None = None
 
 
 def version_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -242,7 +244,7 @@ class Artifacts:
             if path.exists() and (not resume or (path / MANIFEST).exists()):
                 shutil.rmtree(path)
             path.mkdir(exist_ok=True)
-            draft = Draft(kind, version, path)
+            draft = Draft(kind, version, path, log_until=log_until)
             yield draft
             files = {
                 str(p.relative_to(path)): hash_file(p)
@@ -258,7 +260,7 @@ class Artifacts:
                 "inputs": inputs,
                 "files": files,
                 "rows": draft.rows,
-                "log_until": log_until,
+                "log_until": draft.log_until,
                 "facts": draft.facts,
             }
             write_atomically(

@@ -29,8 +29,9 @@ def publish_tree(config: Config, artifacts: Artifacts) -> Artifact:
     if reused := artifacts.reuse("tree", settings, inputs):
         return reused
     items = read_items_table(config.data_path)
-    log = read_interactions(config.data_path, items.column("item_id"))
-    shown = read_impressions(config.data_path)
+    unknown = config.max_unknown_share
+    log = read_interactions(config.data_path, items.column("item_id"), max_unknown_share=unknown)
+    shown = read_impressions(config.data_path, max_unknown_share=unknown)
     until = max(log_until(log), 0 if shown is None else log_until(shown))
     traffic = count_by_item(items.column("item_id"), log if shown is None else shown)
     with (
