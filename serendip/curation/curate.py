@@ -20,7 +20,7 @@ from serendip.config import Config, CurationConfig
 from serendip.core import InvalidData, InvalidRequest, SerendipError
 from serendip.curation.check import check_log, count_unknown, view_log
 from serendip.curation.engine import Engine, open_engine, read_parts, sql
-from serendip.progress import console, progress
+from serendip.progress import Tick, console, progress
 from serendip.tree.cluster_tree import ClusterTree
 
 # The files of a pairs artefact, and in which order their rows lie; columns: the SQL files.
@@ -127,20 +127,9 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
         progress("curate", 4) as tick,
     ):
         engine.view("items", place_items(tree, config.level, config.level_gap))
-        logs = [s for s in (INTERACTIONS, IMPRESSIONS) if view_log(engine, config.data_path, s)]
-        rows = {}
-        for log in logs:
-            rows[log], until = check_log(engine, config.data_path, log)
-            draft.log_until = max(draft.log_until or 0, until or 0)
-        tick(note="checked")
-        draft.facts["interactions"] = _curate_log(engine, rows[INTERACTIONS], config)
-        tick(note="pairs")
-        if rows.get(IMPRESSIONS):
-            draft.facts["impressions"] = _count_shown(engine, rows[IMPRESSIONS], config)
-        else:
-            engine.table("traffic", sql("traffic"))
-        draft.facts["corpus_from"] = "impressions" if rows.get(IMPRESSIONS) else "interactions"
-        choose_corpus(engine, config.plans.coverage)
+        facts, until = make_tables(engine, config, tick)
+        draft.facts |= facts
+        draft.log_until = max(until, source.log_until or 0)
         draft.facts |= _compare_corpus(engine, _previous(artifacts, draft.version))
         tick(note="corpus")
         for name, query in TABLES.items():
@@ -149,6 +138,30 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
         draft.facts |= _facts(engine, tree, config)
         tick(note="written")
     return artifacts.open("pairs", draft.version)
+
+
+def make_tables(engine: Engine, config: Config, tick: Tick) -> tuple[dict[str, Any], int]:
+    """Makes TABLES but ``corpus_diff`` from the logs of the data folder; reads ``items``.
+
+    Returns:
+        (what was read, repaired and left out, by log; the latest timestamp, Unix ms).
+    """
+    logs = [s for s in (INTERACTIONS, IMPRESSIONS) if view_log(engine, config.data_path, s)]
+    checked = {log: check_log(engine, config.data_path, log) for log in logs}
+    tick(note="checked")
+    facts: dict[str, Any] = {
+        "interactions": _curate_log(engine, checked[INTERACTIONS][0], config),
+        "corpus_from": "interactions",
+    }
+    tick(note="pairs")
+    shown_rows, _ = checked.get(IMPRESSIONS, (0, None))
+    if shown_rows:
+        facts["impressions"] = _count_shown(engine, shown_rows, config)
+        facts["corpus_from"] = "impressions"
+    else:
+        engine.table("traffic", sql("traffic"))
+    choose_corpus(engine, config.plans.coverage)
+    return facts, max(until or 0 for _, until in checked.values())
 
 
 def _curate_log(engine: Engine, rows: int, config: Config) -> dict[str, Any]:

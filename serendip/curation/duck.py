@@ -22,6 +22,8 @@ class DuckEngine:
             "memory_limit": memory_limit,
             "temp_directory": str(scratch),
             "autoinstall_known_extensions": "false",
+            # The bar of progress.py is the one that is shown.
+            "enable_progress_bar": "false",
         }
         if threads:
             settings["threads"] = threads

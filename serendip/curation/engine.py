@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from serendip.config import CurationConfig
 from serendip.core import InvalidRequest
@@ -96,6 +97,6 @@ def sql(name: str, **values: float | str) -> str:
 
 def read_parts(paths: Sequence[Path]) -> pa.Table:
     """What ``Engine.write`` has written to a file, or to the parts of a folder."""
-    import pyarrow.parquet as pq
-
-    return pa.concat_tables([pq.read_table(path) for path in sorted(paths)])
+    table = pa.concat_tables([pq.read_table(path) for path in sorted(paths)])
+    # One engine marks columns that happen to have no nulls, another marks none.
+    return table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
