@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -37,7 +38,9 @@ def take(command: Sequence[str], environment: Mapping[str, str], limit_s: float)
     """Runs a command to its end, or until ``limit_s`` have passed."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.perf_counter()
-        process = subprocess.Popen(command, env=dict(environment), stdout=out, stderr=err)
+        process = subprocess.Popen(
+            command, env=dict(environment), stdout=out, stderr=err, start_new_session=True
+        )
         cpu: dict[int, float] = {}
         peak = 0
         while process.poll() is None:
@@ -50,7 +53,7 @@ def take(command: Sequence[str], environment: Mapping[str, str], limit_s: float)
                 resident += pages * _PAGE
             peak = max(peak, resident)
             if time.perf_counter() - began > limit_s:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 return Taken(limit_s, sum(cpu.values()), peak / 1e9, "", f"over {limit_s:.0f} s")
             time.sleep(0.1)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from curation.world import ITEMS_FILE
-
 from serendip.config import Config
 from serendip.curation.curate import TABLES, make_tables
 from serendip.curation.engine import open_engine

@@ -55,9 +55,10 @@ def log(folder: Path, rows: int) -> Path:
     (partial / "interactions").mkdir(parents=True)
     siblings = CLUSTERS // BASES
     with (
-        duckdb.connect(config={"enable_progress_bar": "false"}) as db,
+        duckdb.connect() as db,
         progress(f"log of {rows:,} rows", DAYS) as tick,
     ):
+        db.execute("SET enable_progress_bar = false")
         db.execute(
             f"COPY (SELECT printf('i%010d', i) AS item_id, CAST(i AS INT) AS item_no, "
             f"CAST(i % {CLUSTERS} AS INT) AS node_id, "

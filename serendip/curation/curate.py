@@ -130,7 +130,7 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
         facts, until = make_tables(engine, config, tick)
         draft.facts |= facts
         draft.log_until = max(until, source.log_until or 0)
-        draft.facts |= _compare_corpus(engine, _previous(artifacts, draft.version))
+        draft.facts |= compare_corpus(engine, _previous(artifacts, draft.version))
         tick(note="corpus")
         for name, query in TABLES.items():
             file = f"{name}.parquet"
@@ -200,8 +200,11 @@ def _previous(artifacts: Artifacts, version: str) -> Artifact | None:
         return None
 
 
-def _compare_corpus(engine: Engine, previous: Artifact | None) -> dict[str, object]:
-    """Makes ``corpus_diff``; returns the corpus's facts."""
+def compare_corpus(engine: Engine, previous: Artifact | None) -> dict[str, object]:
+    """Makes ``corpus_diff`` against a previous pairs artefact; returns the corpus's facts.
+
+    Reads ``corpus`` and ``traffic``.
+    """
     nothing = pa.table({"item_id": pa.array([], pa.string())})
     engine.view("previous_corpus", nothing if previous is None else _files(previous, "corpus"))
     engine.table("corpus_diff", sql("corpus_diff"))

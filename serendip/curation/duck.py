@@ -22,12 +22,12 @@ class DuckEngine:
             "memory_limit": memory_limit,
             "temp_directory": str(scratch),
             "autoinstall_known_extensions": "false",
-            # The bar of progress.py is the one that is shown.
-            "enable_progress_bar": "false",
         }
         if threads:
             settings["threads"] = threads
         self._db = duckdb.connect(config=settings)
+        # The bar of progress.py is the one that is shown.
+        self._db.execute("SET enable_progress_bar = false")
 
     def view(self, name: str, source: pa.Table | Sequence[Path]) -> None:
         if isinstance(source, pa.Table):
