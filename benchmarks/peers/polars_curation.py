@@ -173,7 +173,8 @@ def write(
     items: pl.DataFrame,
 ) -> None:
     """The small tables: scores, training, labels, transitions, comparison, corpus."""
-    support = pl.col("weight") / 1e6
+    # Polars divides by a constant by multiplying: other last digits than a division by a column.
+    support = pl.col("weight").cast(pl.Float64) / (pl.col("weight") * 0 + 1e6)
     totals.with_columns(
         kind=pl.col("kind").replace_strict(NAMES), support=support,
         satisfaction=pl.col("s").cast(pl.Float64) / pl.col("weight"),
@@ -214,7 +215,6 @@ def write(
     scores.filter(pl.col("held_out") & (pl.col("rank_in_item") == 1)).drop(
         "held_out", "rank_in_item"
     ).write_parquet(out / "labels.parquet")
-    # Polars divides by a constant by multiplying: other last digits than a division by a column.
     million = pl.col("q") * 0 + 1e6
     support_q = (pl.col("support") * 1e6 + 0.5).floor().cast(pl.Int64)
     weighted_q = (pl.col("support") * pl.col("satisfaction") * 1e6 + 0.5).floor().cast(pl.Int64)

@@ -7,6 +7,7 @@ knows no row.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,9 +36,11 @@ def table_files(data_dir: Path, schema: FileSchema) -> list[Path]:
             value=str(folder),
             remedy="Leave one of the two: which holds the log is not to be guessed.",
         )
+    # Partitions may lie elsewhere and be linked; rglob would pass them by.
     found = sorted(
         path
-        for path in folder.rglob("*.parquet")
+        for at, _, names in os.walk(folder, followlinks=True)
+        for path in (Path(at) / name for name in names if name.endswith(".parquet"))
         if not any(part[0] in "._" for part in path.relative_to(folder).parts)
     )
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class DuckEngine:
         if isinstance(source, pa.Table):
             self._db.register(name, source)
             return
-        paths = ", ".join(_quoted(path) for path in source)
+        paths = ", ".join(_quoted(_literal(path)) for path in source)
         with _errors():
             # By name, so that a part with its columns in another order is read right.
             self._db.execute(
@@ -55,14 +56,21 @@ class DuckEngine:
     def write(self, query: str, path: Path) -> int:
         with _errors():
             self._db.execute(f"COPY ({query}) TO {_quoted(path)} (FORMAT parquet)")
-            counted = self._db.execute(f"SELECT COUNT(*) FROM read_parquet({_quoted(path)})")
+            counted = self._db.execute(
+                f"SELECT COUNT(*) FROM read_parquet({_quoted(_literal(path))})"
+            )
             return int(counted.fetchall()[0][0])
 
     def close(self) -> None:
         self._db.close()
 
 
-def _quoted(path: Path) -> str:
+def _literal(path: Path) -> str:
+    """A path to read, with what DuckDB would take for a pattern escaped."""
+    return re.sub(r"([\[*?])", r"[\1]", str(path))
+
+
+def _quoted(path: Path | str) -> str:
     text = str(path).replace("'", "''")
     return f"'{text}'"
 

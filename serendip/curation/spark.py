@@ -7,6 +7,7 @@ machine. The folders of data and artefacts must then be ones that all of the clu
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,13 +70,13 @@ class SparkEngine:
         with _errors():
             # Partitions are read for their files: nothing of a log stands in a folder's name.
             reader = self._spark.read.option("recursiveFileLookup", "true")
-            reader.parquet(*(str(path.resolve()) for path in source)).createOrReplaceTempView(name)
+            reader.parquet(*map(_literal, source)).createOrReplaceTempView(name)
 
     def table(self, name: str, query: str) -> None:
-        folder = str(self._scratch / name)
+        folder = self._scratch / name
         with _errors():
-            self._spark.sql(query).write.mode("overwrite").parquet(folder)
-            self._spark.read.parquet(folder).createOrReplaceTempView(name)
+            self._spark.sql(query).write.mode("overwrite").parquet(str(folder.resolve()))
+            self._spark.read.parquet(_literal(folder)).createOrReplaceTempView(name)
 
     def number(self, name: str, query: str, column: str) -> None:
         # The function would give other numbers each time that it is computed: it is computed once.
@@ -89,7 +90,7 @@ class SparkEngine:
         return table
 
     def write(self, query: str, path: Path) -> int:
-        folder = path.with_name(f".{path.name}.parts")
+        folder = path.resolve().with_name(f".{path.name}.parts")
         with _errors():
             self._spark.sql(query).write.mode("overwrite").parquet(str(folder))
         parts = sorted(folder.glob("part-*.parquet"))
@@ -108,6 +109,11 @@ class SparkEngine:
     def close(self) -> None:
         if self._ours:
             self._spark.stop()
+
+
+def _literal(path: Path) -> str:
+    """A path to read, with what Spark would take for a pattern escaped."""
+    return re.sub(r"([\\\[\]{}*?])", r"\\\1", str(path.resolve()))
 
 
 @contextmanager
