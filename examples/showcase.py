@@ -109,7 +109,7 @@ def _users(config: Config, artifacts: Artifacts, count: int) -> Iterator[tuple[s
     pairs = artifacts.current("pairs")
     held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     corpus = set(read_pairs(pairs, "corpus").column("item_id").to_pylist())
-    log = read_interactions(config.data_path).sort_by(
+    log = read_interactions(config.data_path, max_unknown_share=config.max_unknown_share).sort_by(
         [("user_id", "ascending"), ("timestamp", "ascending"), ("item_id", "ascending")]
     )
     user, history, liked = "", [], 0

@@ -103,6 +103,7 @@ class Draft:
     Attributes:
         rows: row counts by file name.
         facts: further figures for the manifest (JSON values).
+        log_until: as Artifact's; a stage that finds it on the way sets it.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class Draft:
     path: Path
     rows: dict[str, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    log_until: int | None = None
 
 
 def version_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -286,7 +288,7 @@ class Artifacts:
             folder.mkdir(exist_ok=True)
             for leftover in folder.glob(f".{MANIFEST}.*"):
                 leftover.unlink()
-            draft = Draft(kind, version, folder)
+            draft = Draft(kind, version, folder, log_until=log_until)
             try:
                 # Told while what filled the disk is still there.
                 with storage_errors(self.root, kept):
@@ -305,7 +307,7 @@ class Artifacts:
                         "inputs": inputs,
                         "files": files,
                         "rows": draft.rows,
-                        "log_until": log_until,
+                        "log_until": draft.log_until,
                         "facts": draft.facts,
                     }
                     data = json.dumps(manifest, indent=2, sort_keys=True).encode()

@@ -102,7 +102,20 @@ class CurationConfig(Section):
     # needs more examples of every cluster.
     contexts_per_cluster: int = Field(20, ge=1)
     held_out_share: float = Field(0.15, gt=0, lt=1)
-    memory_limit: str = "2GB"
+    # Two sets of equal timestamps with more pairs than this say nothing of what followed what.
+    max_tied_pairs: int = Field(10_000, ge=1)
+    # What follows changes how a result is computed, never its values.
+    # "duckdb": one machine. "spark": the extra `spark`; SPARK_MASTER, or this machine's cores.
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    memory_limit: str = Field("2GB", pattern=r"^[1-9][0-9]*(MB|GB)$")
+    # 0: as many as there are cores.
+    threads: int = Field(0, ge=0)
+    # Where what does not fit in memory is spilled; empty: inside the artefact in the making.
+    temp_dir: str = ""
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that a result depends on."""
+        return self.model_dump(exclude={"engine", "memory_limit", "threads", "temp_dir"})
 
 
 class PlannerConfig(Section):
@@ -202,6 +215,9 @@ class Config(Section):
     # {name} and {seed} are filled in.
     data_dir: str = "data/{name}-{seed}"
     artifacts_dir: str = "artifacts"
+    # Rows of a log that name an item which the catalogue does not have are left out and counted,
+    # up to this share of the rows; more is an error.
+    max_unknown_share: float = Field(0.05, ge=0, lt=1)
     # The planning level, and how many levels above it two clusters must meet.
     level: int = Field(4, ge=1, le=4)
     level_gap: int = Field(1, ge=1, le=4)

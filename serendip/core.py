@@ -62,6 +62,7 @@ class InvalidData(InvalidRequest):
 
     Attributes:
         row: index of the first offending row, or None where the table as a whole is wrong.
+        reason: the message without the row.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class InvalidData(InvalidRequest):
         row: int | None = None,
     ):
         self.row = row
+        self.reason = message
         where = message if row is None else f"row {row}: {message}"
         super().__init__(where, field=field, value=value, remedy=remedy)
 

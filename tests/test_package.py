@@ -27,7 +27,7 @@ def test_an_installed_package_has_stubs_client_and_sql(tmp_path):
     subprocess.run([*pip, str(source)], check=True, capture_output=True)
     code = (
         "import serendip_client, serendip.v1.planner_pb2_grpc, serendip.v1.recommender_pb2\n"
-        "from serendip.curation.curate import sql\n"
+        "from serendip.curation.engine import sql\n"
         "assert 'SELECT' in sql('held_out', held_out_below='0')\n"
         "import serendip; print(serendip.__file__)"
     )

@@ -32,6 +32,10 @@ PACKAGES = (
     "ortools==9.15.6755",
     "absl-py==2.3.1",
     "six==1.17.0",
+    "polars==2.1.0",
+    "polars-runtime-32==2.1.0",
+    "py4j==0.10.9.9",
+    "pyspark==4.3.0",
 )
 
 
@@ -50,18 +54,22 @@ def make() -> None:
     stamp.write_text(wanted)
 
 
-def run(module: str, *arguments: object, limit_s: float) -> dict[str, Any]:
-    """The JSON object that a module of this folder prints last, or {"failed": how}."""
-    make()
-    command = [str(PYTHON), "-m", f"peers.{module}", *map(str, arguments)]
-    environment = {
+def variables() -> dict[str, str]:
+    """The environment variables of a process that runs a module of benchmarks/."""
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
     }
+
+
+def run(module: str, *arguments: object, limit_s: float) -> dict[str, Any]:
+    """The JSON object that a module of this folder prints last, or {"failed": how}."""
+    make()
+    command = [str(PYTHON), "-m", f"peers.{module}", *map(str, arguments)]
     try:
         ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=limit_s
+            command, env=variables(), capture_output=True, text=True, timeout=limit_s
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"over {limit_s:.0f} s"}

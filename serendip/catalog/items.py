@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from serendip.catalog.folders import table_files
 from serendip.catalog.schema import (
     CAPTION,
     CAPTIONS,
@@ -123,9 +124,9 @@ def fingerprint(data_dir: Path) -> str:
     if not (data_dir / ITEMS.file).is_file():
         open_parquet(data_dir / ITEMS.file)
     parts = [
-        f"{schema.file}:{hash_file(data_dir / schema.file)}\n"
+        f"{path.relative_to(data_dir).as_posix()}:{hash_file(path)}\n"
         for schema in FILES
-        if (data_dir / schema.file).is_file()
+        for path in table_files(data_dir, schema)
     ]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]
 

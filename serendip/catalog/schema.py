@@ -36,6 +36,10 @@ PROPENSITY = "propensity"
 IMAGE = "image"
 CAPTION = "caption"
 
+# A log's timestamps lie in 1970 to 2100: what is written in seconds or days is not caught by
+# this, what is written in micro- or nanoseconds is.
+LAST_TIMESTAMP = 4_102_444_800_000
+
 _READ_DOCS = "docs/data.md describes every column."
 
 
@@ -64,7 +68,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class FileSchema:
-    """The columns of one parquet file.
+    """The columns of one table, which is a parquet file, or a folder of them (folders.py).
 
     Attributes:
         file: its name in the data folder.
@@ -103,7 +107,7 @@ INTERACTIONS = FileSchema(
     (
         Column(USER_ID, pa.string(), is_id=True),
         Column(ITEM_ID, pa.string(), is_id=True),
-        Column(TIMESTAMP, pa.int64()),
+        Column(TIMESTAMP, pa.int64(), low=0, high=LAST_TIMESTAMP),
         Column(SATISFACTION, pa.float64(), low=0, high=1),
     ),
 )
@@ -113,7 +117,7 @@ IMPRESSIONS = FileSchema(
         Column(REQUEST_ID, pa.string(), is_id=True),
         Column(USER_ID, pa.string(), is_id=True),
         Column(ITEM_ID, pa.string(), is_id=True),
-        Column(TIMESTAMP, pa.int64()),
+        Column(TIMESTAMP, pa.int64(), low=0, high=LAST_TIMESTAMP),
         Column(POSITION, pa.int64(), low=0),
         Column(NOMINATED_BY, pa.string()),
         Column(PROPENSITY, pa.float64(), nullable=True, above=0, high=1),
@@ -148,11 +152,7 @@ def read_checked(
         present = file.schema_arrow.names
         for name in wanted:
             if present.count(name) > 1:
-                raise InvalidData(
-                    "the file has this column twice",
-                    field=f"{schema.file}:{name}",
-                    remedy="Leave one of them out.",
-                )
+                raise named_twice(schema, name)
         try:
             table = file.read(columns=[n for n in wanted if n in present])
         except (pa.ArrowException, OSError) as e:
@@ -173,6 +173,15 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as e:
         raise unreadable(path, e) from e
+
+
+def named_twice(schema: FileSchema, column: str) -> InvalidData:
+    """The error of a file that has a column twice."""
+    return InvalidData(
+        "the file has this column twice",
+        field=f"{schema.file}:{column}",
+        remedy="Leave one of them out.",
+    )
 
 
 def unreadable(path: Path, e: Exception) -> InvalidData:
@@ -318,25 +327,31 @@ def _check_values(values: pa.ChunkedArray, column: Column, field: str) -> None:
 def _check_range(values: pa.ChunkedArray, column: Column, field: str) -> None:
     # Asked for what holds, not for what fails: NaN fails every comparison.
     if column.above is None:
-        holds, text = pc.greater_equal(values, column.low), f"[{column.low:g}"
+        holds, text = pc.greater_equal(values, column.low), f"[{column.low:.15g}"
     else:
-        holds, text = pc.greater(values, column.above), f"({column.above:g}"
+        holds, text = pc.greater(values, column.above), f"({column.above:.15g}"
     if column.high is None:
         text += ", ∞)"
     else:
         holds, text = (
             pc.and_(holds, pc.less_equal(values, column.high)),
-            f"{text}, {column.high:g}]",
+            f"{text}, {column.high:.15g}]",
         )
     _refuse_first(
         pc.invert(holds),
         values,
         field,
         f"must lie in {text}",
-        "Scale it, or leave the row out."
-        if not column.nullable
-        else "Scale it, or write null where it is unknown.",
+        _range_remedy(column),
     )
+
+
+def _range_remedy(column: Column) -> str:
+    if column.name == TIMESTAMP:
+        return "Times are Unix milliseconds. Correct it, or leave the row out."
+    if column.nullable:
+        return "Scale it, or write null where it is unknown."
+    return "Scale it, or leave the row out."
 
 
 def _check_utf8(values: pa.ChunkedArray, field: str) -> None:

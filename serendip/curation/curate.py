@@ -1,117 +1,100 @@
-"""Runs the curation's SQL on DuckDB and publishes the curated pairs (``serendip curate``).
+"""Runs the curation's SQL and publishes the curated pairs and the corpus (``serendip curate``).
 
-The queries are files in ``sql/``, each a SELECT that reads tables named in its comment; the
-recipe is the paper's (arXiv 2506.08283, section 3.1). Knows no media and no model.
+The recipe is the paper's (arXiv 2506.08283, section 3.1). No row of the log passes through here:
+the engine reads the files, checks them, and writes what comes out. Knows no media and no model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serendip.artifacts import Artifact, Artifacts, check_made_from
-from serendip.catalog.items import fingerprint, read_items_table
-from serendip.catalog.logs import log_until, read_impressions, read_interactions
+from serendip.catalog.items import fingerprint
+from serendip.catalog.logs import Repairs
+from serendip.catalog.schema import IMPRESSIONS, INTERACTIONS
 from serendip.config import Config, CurationConfig
-from serendip.core import InvalidData, InvalidRequest
-from serendip.progress import progress
+from serendip.core import InvalidData, InvalidRequest, SerendipError
+from serendip.curation.check import check_log, count_unknown, view_log
+from serendip.curation.engine import Engine, open_engine, read_parts, sql
+from serendip.progress import Tick, console, progress
 from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
-TABLES = ("held_out", "scores", "training", "labels", "transitions", "comparison")
+# The files of a pairs artefact, and in which order their rows lie; columns: the SQL files.
+TABLES = {
+    "held_out": "SELECT * FROM held_out ORDER BY item_id",
+    "scores": "SELECT * FROM scores ORDER BY item_id, rank_in_item",
+    "training": "SELECT * FROM training ORDER BY node_id, rank_in_cluster",
+    "labels": "SELECT * FROM labels ORDER BY item_id",
+    "transitions": "SELECT * FROM transitions ORDER BY own_id, node_id",
+    "comparison": "SELECT * FROM comparison ORDER BY kind",
+    "corpus": "SELECT * FROM corpus ORDER BY impressions DESC, item_id",
+    "corpus_diff": "SELECT * FROM corpus_diff ORDER BY change, impressions DESC, item_id",
+}
 
 
-@dataclass(frozen=True)
-class Curated:
-    """The curation's tables, each as documented in its SQL file.
+def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
+    """Makes the tables of the curated pairs: TABLES but the corpus's, ``by_user``, ``duplicates``.
 
-    Attributes:
-        held_out: (item_id), whether or not it has a score.
-        scores: (item_id, own_id, node_id, support, satisfaction, held_out, rank_in_item).
-        training: the curated pairs, cut per cluster.
-        labels: one row a held-out item.
-        transitions: (own_id, node_id, support, satisfaction).
-        comparison: satisfaction by kind of pair.
-    """
+    Reads ``interactions``, checked, and ``items``: item_id, item_no int (different for each),
+    node_id int32 (planning level), base_id int32 (level - level_gap).
 
-    held_out: pa.Table
-    scores: pa.Table
-    training: pa.Table
-    labels: pa.Table
-    transitions: pa.Table
-    comparison: pa.Table
-
-
-def sql(name: str, **numbers: float | str) -> str:
-    """The query of ``sql/<name>.sql`` with its ``{numbers}`` filled in."""
-    return (files("serendip.curation") / "sql" / f"{name}.sql").read_text().format(**numbers)
-
-
-def curate(interactions: pa.Table, placed: pa.Table, config: CurationConfig) -> Curated:
-    """Curates a log.
-
-    Args:
-        interactions: user_id, item_id, timestamp (ms), satisfaction.
-        placed: item_id, node_id (planning level), base_id (level - level_gap).
-        config: what to keep.
+    Returns:
+        {duplicates: rows left out; oversized_sets: pairs of sets of equal timestamps left out}.
 
     Raises:
-        InvalidData: no serendipitous pair is left.
+        InvalidData: no serendipitous pair is left to train on.
     """
-    with duckdb.connect(config={"memory_limit": config.memory_limit}) as db:
-        db.register("interactions", interactions)
-        db.register("items", placed)
-        db.execute(f"CREATE TABLE events AS {sql('events')}")
-        gap = config.session_gap_s * 1000
-        db.execute(f"CREATE TABLE steps AS {sql('steps', session_gap_ms=gap)}")
-        scores = sql(
-            "scores",
-            shrinkage=config.shrinkage,
-            min_support_q=round(config.min_support * 1_000_000),
-        )
-        below = f"{round(config.held_out_share * 2**32):08x}"
-        db.execute(f"CREATE TABLE held_out AS {sql('held_out', held_out_below=below)}")
-        db.execute(f"CREATE TABLE scores AS {scores}")
-        cut = config.contexts_per_cluster
-        result = Curated(
-            held_out=_fetch(db, "SELECT * FROM held_out ORDER BY item_id"),
-            scores=_fetch(db, "SELECT * FROM scores ORDER BY item_id, rank_in_item"),
-            training=_fetch(db, sql("training", contexts_per_cluster=cut)),
-            labels=_fetch(db, sql("labels")),
-            transitions=_fetch(db, sql("transitions")),
-            comparison=_fetch(db, sql("comparison")),
-        )
-    if not len(result.training):
+    gap = config.session_gap_s * 1000
+    ties = {"session_gap_ms": gap, "max_tied_pairs": config.max_tied_pairs}
+    engine.number("users", sql("by_user"), "user_no")
+    engine.table("moves", sql("moves", session_gap_ms=gap))
+    engine.table("sets", sql("sets"))
+    engine.table("steps", sql("steps", **ties))
+    below = f"{round(config.held_out_share * 2**32):08x}"
+    engine.table("held_out", sql("held_out", held_out_below=below))
+    support_q = round(config.min_support * 1_000_000)
+    engine.table("scores", sql("scores", shrinkage=config.shrinkage, min_support_q=support_q))
+    cut = config.contexts_per_cluster
+    engine.table("training", sql("training", contexts_per_cluster=cut))
+    for name in ("labels", "transitions", "comparison", "duplicates"):
+        engine.table(name, sql(name))
+    if not _value(engine, "SELECT COUNT(*) FROM training"):
         raise InvalidData(
             "holds no serendipitous pair with enough support",
-            field="interactions.parquet",
+            field=INTERACTIONS.file,
             remedy="Lower curation.min_support, raise level_gap, or bring a longer log.",
         )
-    return result
+    repeated = "SELECT CAST(COALESCE(SUM(events), 0) AS BIGINT) FROM duplicates"
+    return {
+        "duplicates": _value(engine, repeated),
+        "oversized_sets": _value(engine, sql("oversized", **ties)),
+    }
 
 
-def choose_corpus(shown: pa.Table, coverage: float) -> pa.Table:
-    """(item_id, impressions): the fewest most-impressed items that cover that share."""
-    with duckdb.connect() as db:
-        db.register("shown", shown.select(["item_id"]))
-        return _fetch(db, sql("corpus", coverage_thousandths=round(coverage * 1000)))
+def choose_corpus(engine: Engine, coverage: float) -> None:
+    """Makes the table ``corpus`` (item_id, impressions) of ``traffic`` (item_id, impressions): the
+    fewest most-impressed items that cover that share of the impressions.
+    """
+    engine.table("corpus", sql("corpus", coverage_thousandths=round(coverage * 1000)))
 
 
-def _fetch(db: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
-    return db.sql(query).to_arrow_table()
+def _value(engine: Engine, query: str) -> Any:
+    return engine.fetch(query).column(0)[0].as_py()
 
 
 def place_items(tree: ClusterTree, level: int, level_gap: int) -> pa.Table:
-    """(item_id, node_id at ``level``, base_id at ``level - level_gap``) of the tree's items."""
+    """The tree's items: item_id, item_no (its rank), node_id at ``level``, base_id at
+    ``level - level_gap``.
+    """
     leaf = tree.leaf_of_rank
     return pa.table(
         {
             "item_id": pa.array(tree.item_ids, pa.string()),
+            "item_no": pa.array(np.arange(len(leaf)), pa.int32()),
             "node_id": pa.array(tree.nodes.leaf_rank_to_node(level)[leaf], pa.int32()),
             "base_id": pa.array(tree.nodes.leaf_rank_to_node(level - level_gap)[leaf], pa.int32()),
         }
@@ -119,12 +102,17 @@ def place_items(tree: ClusterTree, level: int, level_gap: int) -> pa.Table:
 
 
 def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
-    """Curates the log under the current tree; an unchanged result is reused."""
+    """Curates the log under the current tree; an unchanged result is reused.
+
+    Raises:
+        InvalidData: the log breaks its schema, or has no serendipitous pair.
+        InvalidRequest: the engine is not installed, or memory or disk space end.
+    """
     source = artifacts.current("tree")
     data = fingerprint(config.data_path)
     check_made_from(source, {"data": data})
     settings = {
-        "curation": config.curation.model_dump(exclude={"memory_limit"}),
+        "curation": config.curation.recipe(),
         "coverage": config.plans.coverage,
         "level": config.level,
         "level_gap": config.level_gap,
@@ -133,36 +121,118 @@ def publish_pairs(config: Config, artifacts: Artifacts) -> Artifact:
     if reused := artifacts.reuse("pairs", settings, inputs):
         return reused
     tree = ClusterTree.open(source)
-    items = read_items_table(config.data_path)
-    log = read_interactions(config.data_path, items.column("item_id"))
-    shown = read_impressions(config.data_path)
-    until = max(log_until(log), source.log_until or 0, 0 if shown is None else log_until(shown))
     with (
-        artifacts.publish("pairs", settings, inputs, log_until=until) as draft,
-        progress("curate", 2) as tick,
+        artifacts.publish("pairs", settings, inputs, log_until=source.log_until) as draft,
+        open_engine(config.curation, draft.path) as engine,
+        progress("curate", 4) as tick,
     ):
-        placed = place_items(tree, config.level, config.level_gap)
-        curated = curate(log, placed, config.curation)
-        tick(note="pairs")
-        for name in TABLES:
-            table = getattr(curated, name)
-            pq.write_table(table, draft.path / f"{name}.parquet")
-            draft.rows[f"{name}.parquet"] = len(table)
-        corpus = choose_corpus(log if shown is None else shown, config.plans.coverage)
-        pq.write_table(corpus, draft.path / "corpus.parquet")
-        draft.rows["corpus.parquet"] = len(corpus)
+        engine.view("items", place_items(tree, config.level, config.level_gap))
+        facts, until = make_tables(engine, config, tick)
+        draft.facts |= facts
+        draft.log_until = max(until, source.log_until or 0)
+        draft.facts |= compare_corpus(engine, _previous(artifacts, draft.version))
         tick(note="corpus")
-        draft.facts |= _facts(curated, tree, config)
-        draft.facts["corpus_from"] = "interactions" if shown is None else "impressions"
+        for name, query in TABLES.items():
+            file = f"{name}.parquet"
+            draft.rows[file] = engine.write(query, draft.path / file)
+        draft.facts |= _facts(engine, tree, config)
+        tick(note="written")
     return artifacts.open("pairs", draft.version)
 
 
-def _facts(curated: Curated, tree: ClusterTree, config: Config) -> dict[str, object]:
+def make_tables(engine: Engine, config: Config, tick: Tick) -> tuple[dict[str, Any], int]:
+    """Makes TABLES but ``corpus_diff`` from the logs of the data folder; reads ``items``.
+
+    Returns:
+        (what was read, repaired and left out, by log; the latest timestamp, Unix ms).
+    """
+    logs = [s for s in (INTERACTIONS, IMPRESSIONS) if view_log(engine, config.data_path, s)]
+    checked = {log: check_log(engine, config.data_path, log) for log in logs}
+    tick(note="checked")
+    facts: dict[str, Any] = {
+        "interactions": _curate_log(engine, checked[INTERACTIONS][0], config),
+        "corpus_from": "interactions",
+    }
+    tick(note="pairs")
+    shown_rows, _ = checked.get(IMPRESSIONS, (0, None))
+    if shown_rows:
+        facts["impressions"] = _count_shown(engine, shown_rows, config)
+        facts["corpus_from"] = "impressions"
+    else:
+        engine.table("traffic", sql("traffic"))
+    choose_corpus(engine, config.plans.coverage)
+    return facts, max(until or 0 for _, until in checked.values())
+
+
+def _curate_log(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
+    """Curates interactions of so many rows; returns what was read and repaired."""
+    engine.table("by_item", sql("by_item"))
+    unknown = count_unknown(engine, INTERACTIONS, "by_item", rows, config.max_unknown_share)
+    repaired = curate(engine, config.curation)
+    Repairs(rows, repaired["duplicates"], unknown["unknown_rows"]).tell(INTERACTIONS)
+    return {
+        "rows_read": rows,
+        **unknown,
+        **repaired,
+        "largest_user_share": _value(engine, "SELECT MAX(events) FROM users") / rows,
+    }
+
+
+def _count_shown(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
+    """Makes ``traffic`` of impressions of so many rows; returns what was read and repaired."""
+    engine.table("shown_by_item", sql("shown_by_item"))
+    unknown = count_unknown(engine, IMPRESSIONS, "shown_by_item", rows, config.max_unknown_share)
+    duplicates = rows - _value(engine, "SELECT CAST(SUM(events) AS BIGINT) FROM shown_by_item")
+    engine.table("traffic", sql("shown_traffic"))
+    Repairs(rows, duplicates, unknown["unknown_rows"]).tell(IMPRESSIONS)
+    return {"rows_read": rows, **unknown, "duplicates": duplicates}
+
+
+def _previous(artifacts: Artifacts, version: str) -> Artifact | None:
+    """The current pairs, unless they are this version or cannot be read."""
+    current = artifacts.current_version("pairs")
+    if current is None or current == version:
+        return None
+    try:
+        return artifacts.open("pairs", current)
+    except SerendipError as e:
+        console.print(f"  no corpus to compare with: {e}")
+        return None
+
+
+def compare_corpus(engine: Engine, previous: Artifact | None) -> dict[str, object]:
+    """Makes ``corpus_diff`` against a previous pairs artefact; returns the corpus's facts.
+
+    Reads ``corpus`` and ``traffic``.
+    """
+    nothing = pa.table({"item_id": pa.array([], pa.string())})
+    engine.view("previous_corpus", nothing if previous is None else _files(previous, "corpus"))
+    engine.table("corpus_diff", sql("corpus_diff"))
+    (seen,) = engine.fetch(sql("covered")).to_pylist()
+    changed = {
+        row["change"]: row["items"]
+        for row in engine.fetch(
+            "SELECT change, COUNT(*) AS items FROM corpus_diff GROUP BY change"
+        ).to_pylist()
+    }
+    total = seen["impressions"]
+    return {
+        "largest_item_share": seen["most"] / total,
+        "corpus_covers": seen["covered"] / total,
+        "corpus_diff": {
+            "previous": None if previous is None else previous.version,
+            "came": changed.get("came", 0),
+            "left": changed.get("left", 0),
+            "previous_covers": seen["covered_by_previous"] / total,
+        },
+    }
+
+
+def _facts(engine: Engine, tree: ClusterTree, config: Config) -> dict[str, object]:
     clusters = tree.nodes.at_level(config.level)
-    fill = np.bincount(
-        curated.training.column("node_id").to_numpy() - clusters.start, minlength=len(clusters)
-    )
-    eligible = len(curated.scores.column("item_id").unique())
+    training = engine.fetch("SELECT node_id FROM training").column("node_id").to_numpy()
+    fill = np.bincount(training - clusters.start, minlength=len(clusters))
+    eligible = _value(engine, "SELECT COUNT(DISTINCT item_id) FROM scores")
     return {
         "eligible_share": eligible / len(tree.item_ids),
         "clusters_filled": int((fill == config.curation.contexts_per_cluster).sum()),
@@ -170,7 +240,7 @@ def _facts(curated: Curated, tree: ClusterTree, config: Config) -> dict[str, obj
         "fill_mean": float(fill.mean()),
         "comparison": {
             row["kind"]: {"support": row["support"], "satisfaction": row["satisfaction"]}
-            for row in curated.comparison.to_pylist()
+            for row in engine.fetch(TABLES["comparison"]).to_pylist()
         },
     }
 
@@ -197,6 +267,11 @@ def current_pairs(config: Config, artifacts: Artifacts) -> Artifact:
 
 
 def read_pairs(artifact: Artifact, name: str) -> pa.Table:
-    """One of TABLES of a pairs artefact, or its corpus."""
-    path: Path = artifact.file(f"{name}.parquet")
-    return pq.read_table(path)
+    """One of TABLES of a pairs artefact. Raises CorruptArtifact if it has none such."""
+    return read_parts(_files(artifact, name))
+
+
+def _files(artifact: Artifact, name: str) -> list[Path]:
+    """The file of a table, or the files of its parts in order."""
+    parts = sorted(file for file in artifact.files if file.startswith(f"{name}.parquet/"))
+    return [artifact.file(file) for file in parts or [f"{name}.parquet"]]

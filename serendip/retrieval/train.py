@@ -86,7 +86,7 @@ def publish_retriever(config: Config, artifacts: Artifacts) -> Artifact:
 
     begun = time.monotonic()
     tree = ClusterTree.open(tree_artifact)
-    log = read_interactions(config.data_path)
+    log = read_interactions(config.data_path, max_unknown_share=config.max_unknown_share)
     sequences = Sequences.from_log(log, tree.item_ids)
     model, epochs, best = fit(sequences, len(tree.item_ids), config.retriever, config.seed)
     until = max(log_until(log), tree_artifact.log_until or 0)

@@ -238,8 +238,9 @@ def _say(message: str) -> None:
 def _weights(config: Config, item_ids: Sequence[str]) -> tuple[Weights, int]:
     """(float64[N] what is balanced, Unix time in ms of the log's last event)."""
     ids = pa.chunked_array([pa.array(item_ids, pa.string())])
-    log = read_interactions(config.data_path, ids)
-    shown = read_impressions(config.data_path)
+    unknown = config.max_unknown_share
+    log = read_interactions(config.data_path, ids, max_unknown_share=unknown)
+    shown = read_impressions(config.data_path, max_unknown_share=unknown)
     until = max(log_until(log), 0 if shown is None else log_until(shown))
     traffic = count_by_item(ids, log if shown is None else shown)
     leaves = int(np.prod(config.tree.branching))

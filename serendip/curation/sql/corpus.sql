@@ -1,5 +1,5 @@
 -- The fewest most-impressed items that cover a share of the impressions, in thousandths.
--- Reads shown (item_id: one row an impression).
+-- Reads traffic (item_id, impressions).
 SELECT item_id, impressions
 FROM (
   SELECT
@@ -9,7 +9,6 @@ FROM (
       ORDER BY impressions DESC, item_id ROWS UNBOUNDED PRECEDING
     ) AS covered,
     SUM(impressions) OVER () AS total
-  FROM (SELECT item_id, COUNT(*) AS impressions FROM shown GROUP BY item_id)
+  FROM traffic
 )
 WHERE (covered - impressions) * 1000 < {coverage_thousandths} * total
-ORDER BY impressions DESC, item_id

@@ -1,29 +1,44 @@
--- Consecutive pairs (v, n) within the session gap: from each item of a set to each of the next
--- set's, weighted to sum to one a set pair; none within a set.
--- Reads events, items (item_id, node_id at the planning level, base_id at level - level_gap).
--- weight_q and satisfaction_q are in millionths; satisfaction_q is already weighted.
+-- Pairs (v, n) of consecutive interactions within the session gap, summed up as in moves. Between
+-- sets of equal timestamps: from each item of a set to each of the next set's, weighted to sum to
+-- one a pair of sets; none within a set. weight_q and satisfaction_q are in millionths;
+-- satisfaction_q is already weighted.
+-- The pair of two sets of one interaction each stands in moves.
+-- Reads moves, sets, items.
 SELECT
-  v,
-  own_id,
+  kind,
+  item_no,
+  next_node_id AS node_id,
+  times * CAST(1000000 AS BIGINT) AS weight_q,
+  next_satisfaction_q AS satisfaction_q
+FROM moves
+WHERE kind <> 'none'
+UNION ALL
+SELECT
+  kind,
+  item_no,
   node_id,
-  serendipitous,
-  similar_pair,
   weight_q,
   CAST(FLOOR((CAST(weight_q * satisfaction_q AS DOUBLE) + CAST(500000 AS DOUBLE))
     / CAST(1000000 AS DOUBLE)) AS BIGINT) AS satisfaction_q
 FROM (
   SELECT
-    a.item_id AS v,
-    ia.node_id AS own_id,
+    CASE
+      WHEN ia.node_id = ib.node_id THEN 'similar'
+      WHEN ia.base_id = ib.base_id THEN 'serendipitous'
+      ELSE 'other'
+    END AS kind,
+    a.item_no AS item_no,
     ib.node_id AS node_id,
-    ia.node_id <> ib.node_id AND ia.base_id = ib.base_id AS serendipitous,
-    ia.node_id = ib.node_id AS similar_pair,
-    CAST(FLOOR(CAST(1000000 AS DOUBLE) / CAST(a.set_size * b.set_size AS DOUBLE)
+    CAST(FLOOR(CAST(1000000 AS DOUBLE) / CAST(sets.size * sets.next_size AS DOUBLE)
       + CAST(0.5 AS DOUBLE)) AS BIGINT) AS weight_q,
-    b.satisfaction_q AS satisfaction_q
-  FROM events a
-  JOIN events b ON a.user_id = b.user_id AND b.set_no = a.set_no + 1
-  JOIN items ia ON a.item_id = ia.item_id
-  JOIN items ib ON b.item_id = ib.item_id
-  WHERE b.timestamp - a.timestamp <= {session_gap_ms} AND a.item_id <> b.item_id
+    CAST(b.satisfaction_q AS BIGINT) AS satisfaction_q
+  FROM sets
+  JOIN moves a ON a.user_no = sets.user_no AND a.timestamp = sets.timestamp
+  JOIN moves b ON b.user_no = sets.user_no AND b.timestamp = sets.next_timestamp
+  JOIN items ia ON a.item_no = ia.item_no
+  JOIN items ib ON b.item_no = ib.item_no
+  WHERE sets.next_timestamp - sets.timestamp <= {session_gap_ms}
+    AND (sets.events > 1 OR sets.next_events > 1)
+    AND sets.size * sets.next_size <= {max_tied_pairs}
+    AND a.item_no <> b.item_no
 )

@@ -8,8 +8,8 @@ FROM (
     node_id,
     support,
     satisfaction,
-    ROW_NUMBER() OVER (PARTITION BY node_id ORDER BY satisfaction DESC, support DESC, item_id)
-      AS rank_in_cluster
+    CAST(ROW_NUMBER() OVER (PARTITION BY node_id ORDER BY satisfaction DESC, support DESC, item_id)
+      AS BIGINT) AS rank_in_cluster
   FROM scores
   WHERE NOT held_out
 )

@@ -1,0 +1,1 @@
+"""A synthetic log, and curating it in a process of its own."""
