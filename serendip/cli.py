@@ -79,6 +79,7 @@ def _show_facts(artifact: Artifact) -> None:
 def _show_rows(name: str, rows: list[dict[str, Any]]) -> None:
     """A fact that is a table: a column a key, those without any value left out."""
     columns = [key for key in rows[0] if any(row.get(key) is not None for row in rows)]
+    columns.sort(key=lambda key: key != "level")  # a manifest's keys stand in the alphabet's order
     table = Table(*columns, title=name, title_justify="left")
     for row in rows:
         table.add_row(*(_shown(row[key]) for key in columns))
