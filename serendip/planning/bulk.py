@@ -7,6 +7,7 @@ impressed items come first, so that a run that its window cuts off has done the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -28,12 +29,13 @@ from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
 from serendip.planning.prompt import STYLES
 from serendip.planning.ray_crew import plan_on_ray
-from serendip.planning.rows import Chunks, Row, not_stale, stale_keys
+from serendip.planning.rows import Chunks, Media, Row, hash_media, not_stale, stale_keys
 from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
 from serendip.progress import Seconds, progress
 from serendip.tree.cluster_tree import ClusterTree
 
 CHUNKS = "chunks"
+MEDIA = "media.parquet"  # columns: Media
 _SEARCH = ("clusters", "beams", "max_reasoning_tokens")  # what a plan depends on
 
 # What plans leases, in whatever order they come.
@@ -108,7 +110,8 @@ def publish_plans(
     corpus = _corpus(config, pairs)
     search = [getattr(config.plans, name) for name in _SEARCH]
     made_of = (tree_artifact.tree_version, planner.version, prompt, *search)
-    keys = stale_keys(corpus, made_of, trained.text_chars)
+    media = _hash(corpus, artifacts)
+    keys = stale_keys(corpus, media, made_of, trained.text_chars)
     inputs = {
         "tree": tree_artifact.tree_version,
         "planner": planner.version,
@@ -139,7 +142,7 @@ def publish_plans(
             _plan(stale, chunks, config.plans, account, ends, partial(crew, setup))
             if account.left:
                 raise _WindowOverError
-            _finish(draft, chunks, *made_by, pairs, account)
+            _finish(draft, chunks, *made_by, pairs, media, account)
     except _WindowOverError:
         # Its draft stays for the next run to go on from; what it has is published as a part.
         names = "".join(sorted(chunks.item_ids()))
@@ -155,7 +158,7 @@ def publish_plans(
             part = Chunks(draft.path / CHUNKS)
             for path in chunks.paths():
                 os.link(path, draft.path / CHUNKS / path.name)
-            _finish(draft, part, *made_by, pairs, account)
+            _finish(draft, part, *made_by, pairs, media, account)
     return artifacts.open("plans", draft.version)
 
 
@@ -212,8 +215,9 @@ def _plan(
 
 
 def _finish(
-    draft: Draft, chunks: Chunks, tree_version: str, planner: str, pairs: Artifact, account: Account
-) -> None:
+    draft: Draft, chunks: Chunks, tree_version: str, planner: str, pairs: Artifact,
+    media: Sequence[Media], account: Account,
+) -> None:  # fmt: skip
     """Builds the store and the tables beside it from the committed rows."""
     counts = [pc.sum(pc.is_valid(t.column("plan"))).as_py() or 0 for t in chunks.tables()]
     planned = sum(counts)
@@ -233,6 +237,7 @@ def _finish(
     pq.write_table(quarantined, draft.path / "quarantine.parquet")
     info = StoreInfo(draft.version, tree_version, planner, planned)
     write_lmdb(draft.path / FILE, _stored(chunks), info)
+    pq.write_table(pa.Table.from_pylist([vars(m) for m in media]), draft.path / MEDIA)
     # What the planner server falls back to, beside the plans that it stands in for.
     pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
     draft.rows |= {FILE: planned, "quarantine.parquet": len(quarantined)}
@@ -257,6 +262,20 @@ def _corpus(config: Config, pairs: Artifact) -> list[Item]:
     rank = {item_id: i for i, item_id in enumerate(wanted)}
     items = [i for i in read_items(config.data_path) if i.item_id in rank]
     return sorted(items, key=lambda i: rank[i.item_id])
+
+
+def _hash(corpus: Sequence[Item], artifacts: Artifacts) -> list[Media]:
+    """The corpus's media; what the current plans have hashed is not read again."""
+    known: dict[str, Media] = {}
+    with contextlib.suppress(SerendipError):
+        table = pq.read_table(artifacts.current("plans").file(MEDIA))
+        known = {row["item_id"]: Media(**row) for row in table.to_pylist()}
+    found = []
+    with progress("hash", len(corpus)) as tick:
+        for media in hash_media(corpus, known):
+            found.append(media)
+            tick()
+    return found
 
 
 def _earlier_chunks(artifacts: Artifacts) -> Iterator[pa.Table]:

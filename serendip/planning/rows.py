@@ -7,7 +7,7 @@ the job, has to look into one. Knows no model.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,34 @@ class Row:
     reason: str = ""
 
 
-def stale_keys(items: Sequence[Item], made_of: Sequence[object], text_chars: int) -> list[str]:
+@dataclass(frozen=True)
+class Media:
+    """What an item's media were when they were hashed.
+
+    Attributes:
+        stamp: sizes and times of change of its files; "" where that does not tell.
+        hash: as ``media_hash``; of the reason where they cannot be read.
+    """
+
+    item_id: str
+    stamp: str
+    hash: str
+
+
+def hash_media(items: Iterable[Item], known: Mapping[str, Media]) -> Iterator[Media]:
+    """Hashes what each item shows; files whose stamp is ``known`` are not read again."""
+    for item in items:
+        stamp = _stamp(item)
+        before = known.get(item.item_id)
+        if before is not None and stamp and before.stamp == stamp:
+            yield before
+        else:
+            yield Media(item.item_id, stamp, _media_hash(item))
+
+
+def stale_keys(
+    items: Sequence[Item], media: Sequence[Media], made_of: Sequence[object], text_chars: int
+) -> list[str]:
     """What each item's plan is made of: it is stale when this differs.
 
     Args:
@@ -53,7 +80,26 @@ def stale_keys(items: Sequence[Item], made_of: Sequence[object], text_chars: int
         text_chars: how much of an item's text its prompt shows.
     """
     shared = "/".join(map(str, made_of))
-    return [f"{shared}/{_media_hash(item)}/{_words_hash(item, text_chars)}" for item in items]
+    return [
+        f"{shared}/{shown.hash}/{_words_hash(item, text_chars)}"
+        for item, shown in zip(items, media, strict=True)
+    ]
+
+
+def _stamp(item: Item) -> str:
+    parts = []
+    for source in (item.thumbnail, item.video):
+        if isinstance(source, bytes):
+            return ""
+        if source is None:
+            parts.append("none")
+            continue
+        try:
+            stat = source.stat()
+        except OSError:
+            return ""
+        parts.append(f"{source}:{stat.st_size}:{stat.st_mtime_ns}")
+    return "/".join(parts)
 
 
 def _words_hash(item: Item, text_chars: int) -> str:

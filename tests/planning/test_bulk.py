@@ -1,6 +1,7 @@
 """Bulk planning: one row an item, chunks as commits, stale items only, bad media set aside."""
 
 import dataclasses
+import os
 import shutil
 import time
 from contextlib import closing
@@ -14,14 +15,15 @@ from bulk_rows import rows_of
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
-from serendip.core import CorruptArtifact, InvalidRequest, SerendipError
+from serendip.catalog.media import media_hash
+from serendip.core import CorruptArtifact, InvalidRequest, Item, SerendipError
 from serendip.curation.curate import read_pairs
-from serendip.planning import bulk
+from serendip.planning import bulk, rows
 from serendip.planning.bulk import publish_plans
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
-from serendip.planning.rows import stale_keys
+from serendip.planning.rows import hash_media, stale_keys
 from serendip.planning.workers import Setup, Task, Worker, plan_in_processes
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -86,17 +88,46 @@ def test_only_what_is_stale_is_planned_again(own_copy):
 
 def test_other_words_or_another_search_make_a_plan_stale(small_world):
     item = next(read_items(small_world.config.data_path))
-    key = stale_keys([item], ("tree", "planner"), 10)
-    assert stale_keys([item], ("tree", "planner"), 10) == key
+
+    def key(of, made_of=("tree", "planner")):
+        return stale_keys([of], list(hash_media([of], {})), made_of, 10)
+
     others = [
-        stale_keys([dataclasses.replace(item, title="new")], ("tree", "planner"), 10),
-        stale_keys([dataclasses.replace(item, text="new")], ("tree", "planner"), 10),
-        stale_keys([item], ("tree", "planner", 8), 10),
+        key(dataclasses.replace(item, title="new")),
+        key(dataclasses.replace(item, text="new")),
+        key(dataclasses.replace(item, thumbnail=None)),
+        key(item, ("tree", "planner", 8)),
     ]
-    assert key not in others
+    assert key(item) not in others
     longer = dataclasses.replace(item, text="x" * 10 + "unseen")
-    same = dataclasses.replace(item, text="x" * 10)
-    assert stale_keys([longer], (), 10) == stale_keys([same], (), 10)
+    assert key(longer) == key(dataclasses.replace(item, text="x" * 10))
+
+
+def test_files_are_hashed_again_only_when_size_or_time_of_change_differ(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"first")
+    asked = []
+    monkeypatch.setattr(rows, "media_hash", lambda item: asked.append(item) or media_hash(item))
+
+    def hashed(item, known=()):
+        asked.clear()
+        (media,) = hash_media([item], {m.item_id: m for m in known})
+        return media, len(asked)
+
+    item = Item("a", "title", thumbnail=path)
+    first, _ = hashed(item)
+    assert hashed(item, [first]) == (first, 0)
+    os.utime(path, ns=(1, 1))
+    touched, read = hashed(item, [first])
+    assert (touched.hash, read) == (first.hash, 1)
+    path.write_bytes(b"other")
+    changed, read = hashed(item, [touched])
+    assert read == 1
+    assert changed.hash != first.hash
+    gone = Item("a", "title", thumbnail=tmp_path / "gone.jpg")
+    assert hashed(gone, [hashed(gone)[0]])[1] == 1
+    held = Item("a", "title", thumbnail=b"bytes")
+    assert hashed(held, [hashed(held)[0]])[1] == 1
 
 
 def test_bad_media_are_quarantined_with_the_reason_and_stop_nothing(own_copy):
