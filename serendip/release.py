@@ -7,7 +7,7 @@ release need not. Knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -24,6 +24,7 @@ from serendip.tree.cluster_tree import Nodes, read_nodes
 PARTS = ("tree", "planner", "plans", "retriever")
 _NODE_COLUMNS = ("node_id", "level", "parent", "leaf_lo", "leaf_hi", "description")
 _ORDER_COLUMNS = ("item_id", "leaf")
+_ORDER = "item_order.parquet"
 _TICK_EVERY = 10_000
 
 
@@ -48,7 +49,12 @@ def publish_release(artifacts: Artifacts) -> Artifact:
                 raise NotFound(
                     "was removed", field=f"{kind}/{version}", remedy=f"Run {VERBS[kind]} again."
                 )
-        draft.facts |= {"tree_version": parts["tree"].tree_version, "parts": inputs}
+        draft.facts |= {
+            "tree_version": parts["tree"].tree_version,
+            "parts": inputs,
+            "items": pq.read_metadata(parts["tree"].file("items.parquet")).num_rows,
+            "items_of_the_retriever": pq.read_metadata(parts["retriever"].file(_ORDER)).num_rows,
+        }
     return artifacts.open("release", draft.version)
 
 
@@ -60,8 +66,6 @@ def check_parts(parts: Mapping[str, Artifact]) -> None:
         *_lag(plans, "tree", plans.tree_version, tree.tree_version),
         *_lag(plans, "planner", plans.inputs.get("planner"), planner.version),
         *_lag(retriever, "tree", retriever.tree_version, tree.tree_version),
-        # A tree that has grown is the same tree with more items: its retriever has to follow.
-        *_lag(retriever, "items", retriever.inputs.get("tree_items", tree.version), tree.version),
     ]
     if lags:
         part, says = lags[0]
@@ -135,12 +139,17 @@ def check_plans(plans: Artifact, planner: Artifact, nodes: Nodes, level: int) ->
 
 
 def check_retriever_and_tree(retriever: Artifact, tree: Artifact) -> None:
-    """Raises CorruptArtifact unless the retriever has the tree's nodes, and its items in the
-    tree's order."""
-    pairs = (
-        ("nodes.parquet", "nodes.parquet", _NODE_COLUMNS),
-        ("item_order.parquet", "items.parquet", _ORDER_COLUMNS),
-    )
+    """Raises CorruptArtifact unless the retriever has the tree's nodes, and its items in the order
+    of the tree artefact that it was made of.
+
+    A tree that has grown since is the same tree with other items: the retriever, which owns its
+    order, serves those that it has.
+    """
+    pairs: list[tuple[str, str, Sequence[str]]] = [
+        ("nodes.parquet", "nodes.parquet", _NODE_COLUMNS)
+    ]
+    if retriever.inputs.get("tree_items", tree.version) == tree.version:
+        pairs.append((_ORDER, "items.parquet", _ORDER_COLUMNS))
     for ours, theirs, columns in pairs:
         mine = pq.read_table(retriever.file(ours), columns=list(columns))
         its = pq.read_table(tree.file(theirs), columns=list(columns))

@@ -1,6 +1,7 @@
 """A catalogue that grows: what was made under the tree stays valid; only what is new is done."""
 
 import shutil
+from contextlib import closing
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from serendip.artifacts import Artifacts
 from serendip.core import InvalidRequest, Plan, PlannedCluster
 from serendip.curation.curate import publish_pairs
 from serendip.planning.bulk import publish_plans
-from serendip.planning.plan_store import FILE, PlanStore
+from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.survival import survives, surviving_plans
 from serendip.release import publish_release
 from serendip.retrieval.ranker import ClusterRanker
@@ -80,7 +81,7 @@ def test_old_plans_are_taken_over_and_new_items_planned_by_the_same_planner(smal
     assert plans.facts["reused"] >= 0.9 * earlier.facts["corpus"]
     assert plans.facts["planned"] + plans.facts["reused"] == plans.facts["corpus"]
     assert plans.facts["planned"] <= NEW + 0.1 * earlier.facts["corpus"]
-    with PlanStore(plans.file(FILE)) as store:
+    with closing(LmdbStore(plans.file(FILE))) as store:
         assert all(plan is not None for plan in store.get_many(list(like)))
 
 
