@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serendip.artifacts import Artifact, Artifacts, Draft, check_made_from
+from serendip.artifacts import MANIFEST, Artifact, Artifacts, Draft, check_made_from
 from serendip.catalog.items import read_items
 from serendip.config import Config, PlannerConfig, PlansConfig
 from serendip.core import InvalidRequest, Item, SerendipError
@@ -29,7 +31,16 @@ from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
 from serendip.planning.prompt import STYLES
 from serendip.planning.ray_crew import plan_on_ray
-from serendip.planning.rows import Chunks, Media, Row, hash_media, not_stale, stale_keys
+from serendip.planning.rows import (
+    UNSURE,
+    Chunks,
+    Media,
+    Row,
+    hash_media,
+    not_stale,
+    stale_keys,
+    torn,
+)
 from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
 from serendip.progress import Seconds, progress
 from serendip.tree.cluster_tree import ClusterTree
@@ -102,41 +113,61 @@ def publish_plans(
     ends = None if max_hours is None else time.monotonic() + max_hours * 3600
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
+    if pairs.config["coverage"] != config.plans.coverage:
+        raise InvalidRequest(
+            f"the corpus was chosen for {pairs.config['coverage']}",
+            field="plans.coverage",
+            value=config.plans.coverage,
+            remedy="Run serendip curate again.",
+        )
     planner = artifacts.current("planner")
     check_made_from(planner, {"tree": tree_artifact.tree_version})
     settings = {"plans": config.plans.model_dump(include={"coverage", *_SEARCH})}
     trained = PlannerConfig.model_validate(planner.config["planner"])
     prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
+    if not corpus:
+        raise InvalidRequest(
+            "the catalogue has no item of the corpus",
+            field="items.parquet",
+            remedy="Run serendip curate on this catalogue.",
+        )
     search = [getattr(config.plans, name) for name in _SEARCH]
     made_of = (tree_artifact.tree_version, planner.version, prompt, *search)
+    tree = ClusterTree.open(tree_artifact)
+    level = int(planner.config["level"])
+    own = [tree.node_of(item.item_id, level) for item in corpus]
     media = _hash(corpus, artifacts)
-    keys = stale_keys(corpus, media, made_of, trained.text_chars)
+    keys = stale_keys(corpus, media, own, made_of, trained.text_chars)
     inputs = {
         "tree": tree_artifact.tree_version,
         "planner": planner.version,
         "pairs": pairs.version,
         "corpus": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12],
     }
-    if reused := artifacts.reuse("plans", settings, inputs):
+    reused = artifacts.reuse("plans", settings, inputs)
+    if reused is not None and not reused.facts["unsure"]:
         return reused
     account = Account(len(corpus))
     crew = crew or {"processes": plan_in_processes, "ray": plan_on_ray}[config.plans.crew]
-    tree = ClusterTree.open(tree_artifact)
     setup = Setup(
-        planner, tree.nodes, config.plans, config.planner.threads, trained.style, trained.frames
+        replace(planner, path=planner.path.resolve()),
+        tree.nodes,
+        config.plans,
+        config.planner.threads,
+        trained.style,
+        trained.frames,
     )
     made_by = tree_artifact.tree_version, planner.version
-    earlier = _earlier_chunks(artifacts)
-    level = int(planner.config["level"])
     until = max(planner.log_until or 0, pairs.log_until or 0)
     try:
         with artifacts.publish("plans", settings, inputs, log_until=until, resume=True) as draft:
             chunks = Chunks(draft.path / CHUNKS)
-            done = _take_over(chunks, earlier, corpus, keys, account)
+            wanted = {item.item_id: key for item, key in zip(corpus, keys, strict=True)}
+            done = _take_over(chunks, artifacts, wanted, account)
             stale = [
-                Task(item, tree.node_of(item.item_id, level), key)
-                for item, key in zip(corpus, keys, strict=True)
+                Task(item, node, key)
+                for item, node, key in zip(corpus, own, keys, strict=True)
                 if item.item_id not in done
             ]
             _plan(stale, chunks, config.plans, account, ends, partial(crew, setup))
@@ -157,25 +188,34 @@ def publish_plans(
         with artifacts.publish("plans", settings, inputs, log_until=until) as draft:
             part = Chunks(draft.path / CHUNKS)
             for path in chunks.paths():
-                os.link(path, draft.path / CHUNKS / path.name)
+                _link(path, draft.path / CHUNKS / path.name)
             _finish(draft, part, *made_by, pairs, media, account)
     return artifacts.open("plans", draft.version)
 
 
 def _take_over(
-    chunks: Chunks, earlier: Iterator[pa.Table], corpus: Sequence[Item], keys: Sequence[str],
-    account: Account,
-) -> set[str]:  # fmt: skip
-    """Commits the rows of the current plans that still hold; the IDs of all that have a row."""
+    chunks: Chunks, artifacts: Artifacts, wanted: Mapping[str, str], account: Account
+) -> set[str]:
+    """Commits the rows of other runs that still hold; the IDs of all that have a row.
+
+    Those are the current plans, and what was interrupted before the corpus changed.
+    """
     done = chunks.item_ids()
     account.resumed = len(done)
-    ids = pa.array([item.item_id for item in corpus], pa.string())
-    wanted = pa.array(keys, pa.string())
-    for table in earlier:
-        kept = not_stale(table, ids, wanted, done)
-        chunks.commit(kept)
-        account.reused += len(kept)
-        done.update(kept.column("item_id").to_pylist())
+    current = artifacts.current_version("plans")
+    folders = (artifacts.root / "plans").glob(f"*/{CHUNKS}")
+    others = [f for f in folders if f.parent.name == current or not (f.parent / MANIFEST).exists()]
+    for folder in sorted(others, key=lambda f: f.parent.name != current):
+        for path in sorted(folder.glob("*.parquet")):
+            if torn(path) or path.parent == chunks.folder:
+                continue
+            kept = not_stale(pq.read_table(path), wanted, done)
+            chunks.commit(kept)
+            done.update(kept.column("item_id").to_pylist())
+            if folder.parent.name == current:
+                account.reused += len(kept)
+            else:
+                account.resumed += len(kept)
     return done
 
 
@@ -241,7 +281,8 @@ def _finish(
     # What the planner server falls back to, beside the plans that it stands in for.
     pq.write_table(read_pairs(pairs, "transitions"), draft.path / "transitions.parquet")
     draft.rows |= {FILE: planned, "quarantine.parquet": len(quarantined)}
-    draft.facts |= account.facts() | {"quarantined": len(quarantined)}
+    unsure = pc.sum(pc.starts_with(quarantined.column("reason"), UNSURE)).as_py() or 0
+    draft.facts |= account.facts() | {"quarantined": len(quarantined), "unsure": unsure}
 
 
 def _stored(chunks: Chunks) -> Iterator[tuple[str, bytes]]:
@@ -278,10 +319,8 @@ def _hash(corpus: Sequence[Item], artifacts: Artifacts) -> list[Media]:
     return found
 
 
-def _earlier_chunks(artifacts: Artifacts) -> Iterator[pa.Table]:
-    """Chunks of the current plans, if there are any that are whole."""
+def _link(path: Path, other: Path) -> None:
     try:
-        current = artifacts.current("plans")
-    except SerendipError:
-        return
-    yield from Chunks(current.path / CHUNKS).tables()
+        os.link(path, other)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, other)

@@ -19,6 +19,7 @@ from types import TracebackType
 
 from serendip.core import Item, MediaError
 from serendip.planning.prompt import Content, Style, load_content
+from serendip.planning.rows import UNSURE
 
 _DEATHS = 3  # of processes with the item in hand; one may be somebody else's doing
 _PATIENCE_S = 120.0  # for one item
@@ -65,7 +66,7 @@ class Decoders:
                     if deaths[hand.at] < _DEATHS:
                         waiting.appendleft(hand.at)
                     else:
-                        found[hand.at] = f"{items[hand.at].item_id}: its decoder {how}"
+                        found[hand.at] = f"{UNSURE}{items[hand.at].item_id}: its decoder {how}"
                     self._hands[self._hands.index(hand)] = self._hand()
                 else:
                     continue
@@ -145,12 +146,15 @@ def _decode(connection: Connection, style: Style, frames: int, load: Load) -> No
         except EOFError:
             return
         answer: Content | str
+        # Whoever should end a process that hangs may be gone.
+        signal.alarm(int(_PATIENCE_S) + 10)
         try:
             answer = load(item, style, frames)
         except MediaError as e:
             answer = str(e)
         except Exception as e:  # one item's trouble is not the job's
-            answer = f"{item.item_id}: cannot be decoded ({type(e).__name__}: {e})"
+            answer = f"{UNSURE}{item.item_id}: cannot be decoded ({type(e).__name__}: {e})"
+        signal.alarm(0)
         try:
             connection.send(answer)
         except OSError:

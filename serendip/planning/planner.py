@@ -12,7 +12,7 @@ from functools import cached_property
 
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
-from serendip.core import CorruptArtifact, Plan, PlannedCluster
+from serendip.core import CorruptArtifact, InvalidRequest, Plan, PlannedCluster
 from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
@@ -52,11 +52,17 @@ class Planner:
     graphs: Graphs | None = None
 
     @classmethod
-    def open(cls, artifact: Artifact, nodes: Nodes, search: PlansConfig) -> Planner:
+    def open(
+        cls, artifact: Artifact, nodes: Nodes, search: PlansConfig, *, threads: int = 1
+    ) -> Planner:
         """Opens a planner artefact for its tree.
+
+        Args:
+            threads: of ONNX Runtime, where that is what runs the checkpoint.
 
         Raises:
             CorruptArtifact: it was trained for another tree, or its files do not fit.
+            InvalidRequest: ``plans.runtime`` asks for graphs that it does not have.
         """
         if artifact.tree_version != nodes.tree_version:
             raise CorruptArtifact(
@@ -75,7 +81,7 @@ class Planner:
             config=PlannerConfig.model_validate(artifact.config["planner"]),
             search=search,
             version=artifact.version,
-            graphs=_open_graphs(artifact, search),
+            graphs=_open_graphs(artifact, search, threads),
         )
 
     @property
@@ -160,6 +166,10 @@ class Planner:
             for d, own, item_id in zip(decoded, own_nodes, ids, strict=True)
         ]
 
+    def check(self) -> None:
+        """Raises CorruptArtifact if the engine cannot decode with this checkpoint."""
+        assert self._trie_head
+
     def write_free(self, contents: Sequence[Content]) -> list[tuple[str, str]]:
         """(reasoning, description) that the model writes unconstrained and greedily."""
         longest = int(max(len(t) for t in self.mllm.description_tokens(self._texts())))
@@ -200,9 +210,16 @@ class Planner:
         )
 
 
-def _open_graphs(artifact: Artifact, search: PlansConfig) -> Graphs | None:
+def _open_graphs(artifact: Artifact, search: PlansConfig, threads: int) -> Graphs | None:
     """What runs a planner's checkpoint under ``plans.runtime``; None for torch itself."""
     folder = artifact.path / GRAPHS
     if search.runtime == "torch" or (not folder.exists() and search.runtime == "auto"):
         return None
-    return Graphs(folder)
+    if not folder.exists():
+        raise InvalidRequest(
+            "this checkpoint has no ONNX graphs: only Gemma 3 with full attention is exported",
+            field="plans.runtime",
+            value=search.runtime,
+            remedy="Set it to auto or torch.",
+        )
+    return Graphs(folder, threads)

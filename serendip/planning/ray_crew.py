@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from serendip.core import InvalidRequest
+from serendip.core import InvalidRequest, SerendipError
 from serendip.planning.workers import (
     AHEAD,
     Done,
@@ -45,6 +45,14 @@ def plan_on_ray(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
             raise InvalidRequest(
                 f"no cluster answers ({e})", field="RAY_ADDRESS", remedy="Start it, or unset it."
             ) from e
+    free = ray.cluster_resources().get("CPU", 0)
+    if free < setup.plans.workers:
+        raise InvalidRequest(
+            f"needs a CPU each, the cluster has {free:.0f}",
+            field="plans.workers",
+            value=setup.plans.workers,
+            remedy="Lower it, or add machines to the cluster.",
+        )
     # Two leases at a time: one is decoded while the model is at the other.
     actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=AHEAD)(Worker)
 
@@ -79,8 +87,15 @@ class _Hand:
         try:
             done: Done = ray.get(ref)
         except ray.exceptions.RayTaskError as e:
-            raise e.cause from None
+            if isinstance(e.cause, SerendipError):
+                raise e.cause from None
+            raise SerendipError(f"a worker failed ({e.cause})", field="plan") from e
         except ray.exceptions.RayActorError as e:
+            if "creation" in str(e):  # the last lines say what was raised there
+                said = f"a worker cannot open the planner ({str(e).splitlines()[-1]})"
+                raise SerendipError(said, field="plan") from None
+            raise WorkerGoneError(str(e).splitlines()[0]) from None
+        except ray.exceptions.RayError as e:
             raise WorkerGoneError(str(e).splitlines()[0]) from None
         del self.leases[ref]
         return done

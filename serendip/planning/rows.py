@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serendip.catalog.media import media_hash
 from serendip.core import Item, MediaError
+from serendip.storage import seal_file, sync_folder
 
 # plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
 SCHEMA = pa.schema(
@@ -27,6 +27,10 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+
+# How the reason of a failure begins that may be the machine's: its item is tried in every run.
+UNSURE = "perhaps not the item's fault: "
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,28 @@ def hash_media(items: Iterable[Item], known: Mapping[str, Media]) -> Iterator[Me
         before = known.get(item.item_id)
         if before is not None and stamp and before.stamp == stamp:
             yield before
-        else:
-            yield Media(item.item_id, stamp, _media_hash(item))
+            continue
+        try:
+            yield Media(item.item_id, stamp, media_hash(item))
+        except MediaError as e:  # quarantined later, and tried again when the reason changes
+            yield Media(item.item_id, "", hashlib.sha256(str(e).encode()).hexdigest()[:16])
 
 
 def stale_keys(
-    items: Sequence[Item], media: Sequence[Media], made_of: Sequence[object], text_chars: int
-) -> list[str]:
+    items: Sequence[Item], media: Sequence[Media], own: Sequence[int | None],
+    made_of: Sequence[object], text_chars: int,
+) -> list[str]:  # fmt: skip
     """What each item's plan is made of: it is stale when this differs.
 
     Args:
+        own: each item's cluster at the planning level, or None.
         made_of: what all plans share: tree, planner, prompt and search.
         text_chars: how much of an item's text its prompt shows.
     """
     shared = "/".join(map(str, made_of))
     return [
-        f"{shared}/{shown.hash}/{_words_hash(item, text_chars)}"
-        for item, shown in zip(items, media, strict=True)
+        f"{shared}/{node}/{shown.hash}/{_words_hash(item, text_chars)}"
+        for item, shown, node in zip(items, media, own, strict=True)
     ]
 
 
@@ -98,7 +107,7 @@ def _stamp(item: Item) -> str:
             stat = source.stat()
         except OSError:
             return ""
-        parts.append(f"{source}:{stat.st_size}:{stat.st_mtime_ns}")
+        parts.append(f"{source}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
     return "/".join(parts)
 
 
@@ -107,27 +116,21 @@ def _words_hash(item: Item, text_chars: int) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
-def _media_hash(item: Item) -> str:
-    try:
-        return media_hash(item)
-    except MediaError as e:  # quarantined later, and tried again when the reason changes
-        return hashlib.sha256(str(e).encode()).hexdigest()[:16]
-
-
 class Chunks:
-    """The chunk files of one folder. One process writes."""
+    """The chunk files of one ``folder``. One process writes."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes a folder, which is made; what an interrupted run left unfinished is removed."""
+        """Takes a folder, which is made; what an interrupted run left unfinished is removed, and
+        so is a chunk that cannot be read: its items are planned again."""
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob("*.partial"):
-            leftover.unlink()
-        self._folder = folder
+        for path in [*folder.glob("*.partial"), *(p for p in folder.glob("*.parquet") if torn(p))]:
+            path.unlink()
+        self.folder = folder
         self._next = 1 + max((int(path.stem) for path in self.paths()), default=-1)
 
     def paths(self) -> list[Path]:
         """The chunks' files, the first written first."""
-        return sorted(self._folder.glob("*.parquet"))
+        return sorted(self.folder.glob("*.parquet"))
 
     def commit(self, rows: pa.Table | Sequence[Row]) -> None:
         """Adds a chunk; none of it is lost any more."""
@@ -136,9 +139,11 @@ class Chunks:
         if not len(rows):
             return
         name = f"{self._next:06d}"
-        partial = self._folder / f"{name}.partial"
+        partial = self.folder / f"{name}.partial"
         pq.write_table(rows, partial)
-        partial.rename(self._folder / f"{name}.parquet")
+        seal_file(partial)
+        partial.rename(self.folder / f"{name}.parquet")
+        sync_folder(self.folder)
         self._next += 1
 
     def tables(self) -> Iterator[pa.Table]:
@@ -154,11 +159,27 @@ class Chunks:
         return found
 
 
-def not_stale(earlier: pa.Table, item_ids: pa.Array, keys: pa.Array, done: set[str]) -> pa.Table:
-    """The rows of a chunk that still hold for a corpus of ``item_ids`` with stale ``keys``."""
-    at = pc.index_in(earlier.column("item_id"), item_ids)
-    fits = pc.equal(keys.take(at.combine_chunks()), earlier.column("stale_key").combine_chunks())
-    kept = earlier.filter(pc.fill_null(fits, False))
-    if not done:
-        return kept
-    return kept.filter(pc.invert(pc.is_in(kept.column("item_id"), pa.array(sorted(done)))))
+def torn(path: Path) -> bool:
+    """Whether a chunk is none, as after a power failure."""
+    try:
+        return bool(pq.read_schema(path) != SCHEMA)
+    except (pa.ArrowException, OSError, ValueError):
+        return True
+
+
+def not_stale(earlier: pa.Table, wanted: Mapping[str, str], done: set[str]) -> pa.Table:
+    """The rows of a chunk that still hold.
+
+    Args:
+        wanted: the corpus's stale keys by item ID.
+        done: item IDs that have a row already.
+    """
+    ids, keys, plans = (earlier.column(n).to_pylist() for n in ("item_id", "stale_key", "plan"))
+    reasons = earlier.column("reason").to_pylist()
+    kept = [
+        wanted.get(item_id) == key
+        and item_id not in done
+        and not (plan is None and reason.startswith(UNSURE))
+        for item_id, key, plan, reason in zip(ids, keys, plans, reasons, strict=True)
+    ]
+    return earlier.filter(pa.array(kept, pa.bool_()))

@@ -8,28 +8,31 @@ loses what it had in hand, and that is leased again. Knows no artefact but the p
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any, Protocol, TypeVar
 
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
-from serendip.core import Item, SerendipError
+from serendip.core import InvalidRequest, Item, SerendipError
 from serendip.planning.decoders import Decoders, Load, processes
 from serendip.planning.plan_store import encode_plan
 from serendip.planning.prompt import STYLES, Content, load_content
-from serendip.planning.rows import Row
+from serendip.planning.rows import UNSURE, Row
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
 
 AHEAD = 2  # leases that a worker has in hand
 _DEATHS = 10  # of workers, one after the other, without a lease done between them
+_LEASE_DEATHS = 2  # of workers with a lease in hand, until it is taken apart
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Worker:
         self._decoders = Decoders(
             setup.plans.decoders, STYLES[setup.style], setup.frames, setup.load
         )
-        self._planner = Planner.open(setup.planner, setup.nodes, setup.plans)
+        self._planner = Planner.open(setup.planner, setup.nodes, setup.plans, threads=setup.threads)
+        self._planner.check()
         self._model = Lock()
 
     def plan(self, lease: Lease) -> Done:
@@ -106,12 +110,12 @@ class Worker:
         reasons = [c if isinstance(c, str) else "" for c in contents]
         good = [i for i, c in enumerate(contents) if not isinstance(c, str)]
         plans = self._try(lease, contents, good)
-        if isinstance(plans, SerendipError):  # one of them cannot be put to the model
+        if isinstance(plans, Exception):  # one of them cannot be put to the model
             plans = {}
             for i in good:
                 alone = self._try(lease, contents, [i])
-                if isinstance(alone, SerendipError):
-                    reasons[i] = str(alone)
+                if isinstance(alone, Exception):
+                    reasons[i] = f"{lease[i].item.item_id}: cannot be put to the model ({alone})"
                 else:
                     plans |= alone
         return [
@@ -121,7 +125,7 @@ class Worker:
 
     def _try(
         self, lease: Lease, contents: Sequence[Content | str], at: Sequence[int]
-    ) -> dict[int, bytes] | SerendipError:
+    ) -> dict[int, bytes] | Exception:
         if not at:
             return {}
         chosen = [(lease[i], contents[i]) for i in at]
@@ -131,7 +135,7 @@ class Worker:
                 [task.own_id for task, _ in chosen],
                 item_ids=[task.item.item_id for task, _ in chosen],
             )
-        except SerendipError as e:
+        except (InvalidRequest, ValueError, TypeError) as e:  # the processor's own are the latter
             return e
         return {i: encode_plan(plan) for i, plan in zip(at, made, strict=True)}
 
@@ -173,6 +177,9 @@ def plan_with(
 ) -> Iterator[Done]:  # fmt: skip
     """Plans leases with workers, whatever they are, in whatever order they are done.
 
+    What a worker had in hand when it died is a suspect, and is planned alone from then on: as a
+    whole once more, then item by item. An item that goes on bringing workers down is quarantined.
+
     Args:
         hire: starts one.
         ready: waits; those of the given ones that have a lease done, or are gone.
@@ -180,16 +187,26 @@ def plan_with(
     Raises:
         SerendipError: the planner cannot be opened, or workers die one after the other.
     """
-    again: deque[Lease] = deque()
-    crew = [hire() for _ in range(workers)]
-    deaths = 0
+    first = next(leases, None)
+    if first is None:
+        return
+    leases = chain([first], leases)
+    suspects: deque[Lease] = deque()
+    died: Counter[tuple[str, ...]] = Counter()
+    crew: list[H] = []
+    in_a_row = 0
+
+    def choose(hand: H) -> Lease | None:
+        given = hand.in_hand()
+        if len(given) == AHEAD or any(_ids(lease) in died for lease in given):
+            return None
+        return suspects.popleft() if suspects and not given else next(leases, None)
+
     try:
+        crew += [hire() for _ in range(workers)]
         while True:
             for hand in crew:
-                while len(hand.in_hand()) < AHEAD:
-                    lease = again.popleft() if again else next(leases, None)
-                    if lease is None:
-                        break
+                while (lease := choose(hand)) is not None:
                     hand.give(lease)
             busy = [hand for hand in crew if hand.in_hand()]
             if not busy:
@@ -198,24 +215,41 @@ def plan_with(
                 try:
                     done = hand.take()
                 except WorkerGoneError as e:
-                    deaths += 1
-                    if deaths == _DEATHS:
+                    in_a_row += 1
+                    if in_a_row == _DEATHS:
                         raise SerendipError(
-                            f"{deaths} workers died one after the other ({e})",
+                            f"{in_a_row} workers died one after the other ({e})",
                             field="plans.workers",
                             value=workers,
                             remedy="Give the machine more memory, or run fewer workers; then run "
                             "the same command again: what is planned is kept.",
                         ) from None
-                    again.extend(hand.in_hand())
+                    for lease in hand.in_hand():
+                        died[_ids(lease)] += 1
+                        if len(lease) > 1 and died[_ids(lease)] == _LEASE_DEATHS:
+                            died.update((task.item.item_id,) for task in lease)
+                            suspects.extend([task] for task in lease)
+                        elif died[_ids(lease)] > _LEASE_DEATHS:
+                            yield Done([_quarantined(task, e) for task in lease], {})
+                        else:
+                            suspects.append(lease)
                     hand.close()
                     crew[crew.index(hand)] = hire()
                 else:
-                    deaths = 0
+                    in_a_row = 0
                     yield done
     finally:
         for hand in crew:
             hand.close()
+
+
+def _ids(lease: Lease) -> tuple[str, ...]:
+    return tuple(task.item.item_id for task in lease)
+
+
+def _quarantined(task: Task, how: WorkerGoneError) -> Row:
+    reason = f"{UNSURE}{task.item.item_id}: brought its workers down ({how})"
+    return Row(task.item.item_id, task.stale_key, None, reason)
 
 
 def plan_in_processes(setup: Setup, leases: Iterator[Lease]) -> Iterator[Done]:
@@ -267,6 +301,13 @@ class _Hand:
         self._process.join()
 
 
+def _cannot_open(e: BaseException) -> SerendipError:
+    traceback.print_exception(e)
+    return SerendipError(
+        f"a worker cannot open the planner ({type(e).__name__}: {e})", field="plan"
+    )
+
+
 def _work(connection: Connection, setup: Setup) -> None:
     """The child: leases in, rows out, until the job is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -278,8 +319,8 @@ def _work(connection: Connection, setup: Setup) -> None:
 
     try:
         worker = Worker(setup)
-    except SerendipError as e:
-        send(-1, e)
+    except Exception as e:
+        send(-1, e if isinstance(e, SerendipError) else _cannot_open(e))
         return
 
     def plan(number: int, lease: Lease) -> None:
@@ -293,6 +334,6 @@ def _work(connection: Connection, setup: Setup) -> None:
         while True:
             try:
                 threads.submit(plan, *connection.recv())
-            except (EOFError, OSError):
-                break
-    worker.close()
+            except (EOFError, OSError):  # the job is gone: nobody waits for what is in hand
+                worker.close()
+                os._exit(0)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 from serendip.planning.prompt import load_content
 
@@ -33,3 +34,16 @@ def load_slowly(item, style, frames):
     """Decodes as if the item were far away."""
     time.sleep(0.03)
     return load_content(item, style, frames)
+
+
+class Deadly(str):
+    """A title that ends the process that looks at it, which is not the one that decoded it."""
+
+    def __format__(self, spec):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def load_for_worker(item_id, item, style, frames):
+    """Decodes; one item's content brings down the worker that puts it to its model."""
+    content = load_content(item, style, frames)
+    return replace(content, title=Deadly(content.title)) if item.item_id == item_id else content

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -86,17 +87,18 @@ def test_only_what_is_stale_is_planned_again(own_copy):
     assert {i for i in after if after[i] != before[i]} == {first}
 
 
-def test_other_words_or_another_search_make_a_plan_stale(small_world):
+def test_other_words_another_cluster_or_another_search_make_a_plan_stale(small_world):
     item = next(read_items(small_world.config.data_path))
 
-    def key(of, made_of=("tree", "planner")):
-        return stale_keys([of], list(hash_media([of], {})), made_of, 10)
+    def key(of, made_of=("tree", "planner"), own=7):
+        return stale_keys([of], list(hash_media([of], {})), [own], made_of, 10)
 
     others = [
         key(dataclasses.replace(item, title="new")),
         key(dataclasses.replace(item, text="new")),
         key(dataclasses.replace(item, thumbnail=None)),
         key(item, ("tree", "planner", 8)),
+        key(item, own=8),
     ]
     assert key(item) not in others
     longer = dataclasses.replace(item, text="x" * 10 + "unseen")
@@ -174,6 +176,66 @@ def test_a_run_that_was_cut_off_loses_and_repeats_nothing(own_copy):
     assert len(rows_of(made)) == len(whole)
     for item_id, plan in after.items():
         assert [c.node_id for c in plan.clusters] == [c.node_id for c in whole[item_id].clusters]
+
+
+def test_what_was_planned_before_the_corpus_changed_is_not_lost(own_copy):
+    config, artifacts = own_copy
+    count = len(rows_of(artifacts.current("plans")))
+    shutil.rmtree(config.artifacts_path / "plans")
+    done = []
+
+    def stop_after_a_lease(setup, leases):
+        for planned in plan_in_processes(setup, leases):
+            yield planned
+            done.extend(r.item_id for r in planned.rows)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish_plans(config, artifacts, crew=stop_after_a_lease)
+    item = next(i for i in read_items(config.data_path) if i.item_id == done[0])
+    with item.thumbnail.open("ab") as f:
+        f.write(b"another hash")
+    made = publish_plans(config, artifacts)
+    assert made.facts["resumed"] == len(done) - 1
+    assert made.facts["planned"] == count - len(done) + 1
+    assert len(rows_of(made)) == count
+
+
+def test_a_torn_chunk_is_planned_again(tmp_path):
+    chunks = rows.Chunks(tmp_path / "chunks")
+    for name in "abc":
+        chunks.commit([rows.Row(name, "key", b"plan")])
+    chunks.paths()[1].write_bytes(b"")
+    assert rows.Chunks(tmp_path / "chunks").item_ids() == {"a", "c"}
+
+
+def test_an_item_that_brings_its_workers_down_is_quarantined_and_tried_in_the_next_run(own_copy):
+    config, artifacts = own_copy
+    config = config.model_copy(update={"plans": config.plans.model_copy(update={"batch_size": 4})})
+    count = len(rows_of(artifacts.current("plans")))
+    shutil.rmtree(config.artifacts_path / "plans")
+    corpus = read_pairs(artifacts.current("pairs"), "corpus").column("item_id").to_pylist()
+    deadly_one = corpus[5]
+
+    def crew(setup, leases):
+        return plan_in_processes(
+            dataclasses.replace(setup, load=partial(deadly.load_for_worker, deadly_one)), leases
+        )
+
+    made = publish_plans(config, artifacts, crew=crew)
+    bad = [r for r in rows_of(made) if r.plan is None]
+    assert [r.item_id for r in bad] == [deadly_one]
+    assert "brought its workers down" in bad[0].reason
+    assert (len(rows_of(made)), made.facts["unsure"]) == (count, 1)
+    again = publish_plans(config, artifacts)
+    assert (again.facts["planned"], again.facts["quarantined"]) == (1, 0)
+
+
+def test_a_corpus_of_another_coverage_is_refused(small_world):
+    plans = small_world.config.plans.model_copy(update={"coverage": 0.9})
+    config = small_world.config.model_copy(update={"plans": plans})
+    with pytest.raises(InvalidRequest, match=r"plans.coverage: .* chosen for 0.8, got 0.9"):
+        publish_plans(config, small_world.artifacts)
 
 
 def test_a_planner_of_another_tree_is_refused(small_world, tmp_path):

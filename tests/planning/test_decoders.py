@@ -12,6 +12,7 @@ from serendip.core import Item
 from serendip.planning import decoders
 from serendip.planning.decoders import Decoders
 from serendip.planning.prompt import STYLES, load_content
+from serendip.planning.rows import UNSURE
 
 LOOKS = STYLES["video_cot"]
 
@@ -60,7 +61,7 @@ def test_an_item_that_kills_its_decoder_is_named_and_harms_no_other(item, how, r
     with Decoders(2, LOOKS, 0, deadly.load) as pool:
         found = pool.load(items)
         assert [isinstance(f, str) for f in found] == [False, True, False, False]
-        assert found[1].startswith("deadly: ")
+        assert found[1].startswith(f"{UNSURE}deadly: ")
         assert re.search(reason, found[1])
         assert pool.load(items[:1])[0].images
 
@@ -69,7 +70,7 @@ def test_an_item_that_hangs_is_given_up(item, monkeypatch):
     monkeypatch.setattr(decoders, "_PATIENCE_S", 2.0)
     with Decoders(1, LOOKS, 0, deadly.load) as pool:
         found = pool.load([item("slow", "hang"), item("a")])
-    assert found[0] == "slow: its decoder took longer than 2 s"
+    assert found[0] == f"{UNSURE}slow: its decoder took longer than 2 s"
     assert found[1].images
 
 
