@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from threading import Lock
 from types import TracebackType
 
 from serendip.core import Item, MediaError
@@ -31,21 +30,16 @@ processes = multiprocessing.get_context("forkserver")
 
 
 class Decoders:
-    """A fixed number of decoding processes."""
+    """A fixed number of decoding processes, for one caller at a time."""
 
     def __init__(self, count: int, style: Style, frames: int, load: Load = load_content) -> None:
         self._style, self._frames, self._load_one = style, frames, load
-        self._lock = Lock()
         self._hands = [self._hand() for _ in range(count)]
 
     def load(self, items: Sequence[Item]) -> list[Content | str]:
         """What each item shows, or the reason why it cannot be shown."""
         if not self._style.looks:
             return [load_content(item, self._style, self._frames) for item in items]
-        with self._lock:
-            return self._load(items)
-
-    def _load(self, items: Sequence[Item]) -> list[Content | str]:
         found: list[Content | str] = [""] * len(items)
         deaths = [0] * len(items)
         waiting = deque(range(len(items)))

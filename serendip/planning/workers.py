@@ -93,12 +93,12 @@ class Worker:
         )
         self._planner = Planner.open(setup.planner, setup.nodes, setup.plans, threads=setup.threads)
         self._planner.check()
-        self._model = Lock()
+        self._decoding, self._model = Lock(), Lock()
 
     def plan(self, lease: Lease) -> Done:
         """Plans a lease: exactly one row a task."""
         seconds: Seconds = {}
-        with timed(seconds, "media"):
+        with self._decoding, timed(seconds, "media"):
             contents = self._decoders.load([task.item for task in lease])
         with self._model:
             rows = self._plan(lease, contents)
