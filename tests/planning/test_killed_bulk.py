@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bulk_rows import rows_of
+from bulk_rows import all_gone, rows_of
 
 from serendip.artifacts import Artifacts
 
@@ -38,15 +38,6 @@ def workers_of(job):
     command = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in below(job.pid)}
     servers = {p for p, c in command.items() if b"forkserver" in c}
     return sorted(set().union(*(below(s) for s in servers), set()))
-
-
-def all_gone(pids, within_s=20):
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        if not any(Path(f"/proc/{p}").exists() for p in pids):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bulk_rows import rows_of
+from bulk_rows import all_gone, rows_of
 
 from serendip.artifacts import Artifacts
 from serendip.core import InvalidRequest
@@ -68,4 +68,4 @@ def test_actors_plan_each_item_once_though_one_is_killed(small_world, on_ray):
         ours, theirs = row.plan.clusters, expected[row.item_id].clusters
         assert [c.node_id for c in ours] == [c.node_id for c in theirs]
         assert [c.score for c in ours] == pytest.approx([c.score for c in theirs], abs=1e-4)
-    assert not actors()
+    assert all_gone(actors())
