@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def full(root: Path, resume: str, *libraries: str) -> dict:
         store = root / library
         _publish(store, 0, _small)
         resumable = resume == "resume"
-        error = _error(lambda: _publish(store, 1, WRITERS[library], resume=resumable))  # noqa: B023
+        error = _error(partial(_publish, store, 1, WRITERS[library], resume=resumable))
         after = _state(store)
         for leftover in store.glob("plans/*/big*"):
             leftover.unlink()
