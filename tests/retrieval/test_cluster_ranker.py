@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serendip.core import Candidate, NotFound, Retrieval, RetrievalQuery, Versions
+from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.ranker import ClusterRanker, top_k
 from serendip.tree.cluster_tree import LEVELS, ClusterTree
 
@@ -46,7 +47,7 @@ def encode(ids: npt.NDArray[np.int64], length: npt.NDArray[np.int64]) -> npt.NDA
 RANKER = ClusterRanker(
     versions=Versions(tree_version=TREE.version),
     nodes=TREE.nodes,
-    item_ids=TREE.item_ids,
+    ids=ItemIds.of(TREE.item_ids),
     leaf_start=TREE.leaf_start,
     matrix=MATRIX,
     satisfaction=SATISFACTION,
