@@ -1,7 +1,8 @@
 """Item IDs and their ranks, as three arrays that processes share by memory map.
 
 A dict of a million IDs takes each process a second to make and 130 MB to keep; the arrays take
-neither. Look-ups that repeat, as those of popular items do, are remembered in a bounded dict.
+neither. The first look-ups are remembered, since items that are popular are among them; what is
+remembered costs no more than with a dict.
 This module knows no vector, no tree and no query.
 """
 
@@ -22,7 +23,7 @@ Int64 = npt.NDArray[np.int64]
 TEXT, START, TABLE = "item_ids.npy", "item_id_start.npy", "item_id_table.npy"
 FILES = (TEXT, START, TABLE)
 _FREE = -1
-_REMEMBERED = 1 << 16  # in each direction; about 10 MB
+_REMEMBERED = 1 << 16  # IDs, in each direction; about 10 MB
 _PROBES = 64
 
 
@@ -41,7 +42,7 @@ class ItemIds:
         Args:
             text: uint8[T], the UTF-8 of all IDs by rank, end to end.
             start: int64[N + 1]; rank r owns text[start[r]:start[r + 1]].
-            table: int32[2^b], 2^b >= 2 N: open addressing with linear probing. An ID stands at or
+            table: int32[2^b], 2^b >= 4 N: open addressing with linear probing. An ID stands at or
                 after the slot that its crc32 names in its low b bits, before the first -1.
         """
         # Views over the arrays: indexing them costs a tenth of what indexing an array does.
@@ -78,31 +79,17 @@ class ItemIds:
     def rank(self, item_id: str) -> int | None:
         """The item's rank, None if there is none such."""
         rank = self._ranks.get(item_id)
-        if rank is not None:
-            return rank
-        at = crc32(item_id.encode()) & self._mask
-        while (rank := self._table[at]) != _FREE:
-            if self._name(rank) == item_id:
-                if len(self._ranks) >= _REMEMBERED:
-                    self._ranks = {}
-                self._ranks[item_id] = rank
-                return rank
-            at = (at + 1) & self._mask
-        return None
+        return self._find(item_id) if rank is None else rank
 
     def known(self, item_ids: Iterable[str]) -> list[int]:
         """The ranks of those that are there, in order."""
-        return [rank for item_id in item_ids if (rank := self.rank(item_id)) is not None]
+        get, find = self._ranks.get, self._find
+        return [r for i in item_ids if (r := get(i)) is not None or (r := find(i)) is not None]
 
-    def name(self, rank: int) -> str:
-        """The item ID of a rank of 0 to N - 1."""
-        name = self._names.get(rank)
-        if name is None:
-            name = self._name(rank)
-            if len(self._names) >= _REMEMBERED:
-                self._names = {}
-            self._names[rank] = name
-        return name
+    def names(self, ranks: Iterable[int]) -> list[str]:
+        """The item IDs of ranks of 0 to N - 1, in order."""
+        get, read = self._names.get, self._read
+        return [get(rank) or read(rank) for rank in ranks]
 
     def array(self) -> pa.Array:
         """All N as large_string, by rank; nothing is copied."""
@@ -120,17 +107,33 @@ class ItemIds:
         n = len(self)
         if start[0] != 0 or start[-1] != len(text) or (np.diff(start) < 1).any():
             raise ValueError(f"{START} does not cut {TEXT} into IDs")
-        if len(table) < 2 * n or len(table) & self._mask:
+        if len(table) < 4 * n or len(table) & self._mask:
             raise ValueError(f"{TABLE} has {len(table)} slots for {n} IDs")
         if table.min() < _FREE or table.max() >= n or int((table == _FREE).sum()) != len(table) - n:
             raise ValueError(f"{TABLE} does not name every rank once")
         self.array().validate(full=True)  # UTF-8
         for rank in range(0, n, max(1, n // _PROBES)):
-            if self.rank(self._name(rank)) != rank:
+            if self.rank(self._read(rank)) != rank:
                 raise ValueError(f"{TABLE} does not find rank {rank}")
 
-    def _name(self, rank: int) -> str:
-        return str(self._text[self._start[rank] : self._start[rank + 1]], "utf-8")
+    def _find(self, item_id: str) -> int | None:
+        """Looks the rank up in the table, and remembers it."""
+        encoded = item_id.encode()
+        at = crc32(encoded) & self._mask
+        while (rank := self._table[at]) != _FREE:
+            if self._text[self._start[rank] : self._start[rank + 1]] == encoded:
+                if len(self._ranks) < _REMEMBERED:
+                    self._ranks[item_id] = rank
+                return rank
+            at = (at + 1) & self._mask
+        return None
+
+    def _read(self, rank: int) -> str:
+        """Reads an ID, and remembers it."""
+        name = str(self._text[self._start[rank] : self._start[rank + 1]], "utf-8")
+        if len(self._names) < _REMEMBERED:
+            self._names[rank] = name
+        return name
 
 
 def _table(encoded: Sequence[bytes]) -> npt.NDArray[np.int32]:
@@ -140,7 +143,7 @@ def _table(encoded: Sequence[bytes]) -> npt.NDArray[np.int32]:
     takes it, and the others go on to the next. So the table depends on the IDs alone.
     """
     n = len(encoded)
-    mask = (1 << (2 * n).bit_length()) - 1
+    mask = (1 << (4 * n).bit_length()) - 1
     table = np.full(mask + 1, _FREE, np.int32)
     slot = np.fromiter(map(crc32, encoded), np.int64, n) & mask
     waiting = np.arange(n)

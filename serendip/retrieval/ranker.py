@@ -284,13 +284,14 @@ class ClusterRanker:
 
     def _candidates(self, picks: list[Pick], own: int) -> tuple[Candidate, ...]:
         """Candidates of picks, of which the first ``own`` lie in the requested nodes."""
-        shelves = self._shelves
+        names = [
+            iter(shelf.ids.names([rank for _, at, rank, _ in picks if at == number]))
+            for number, shelf in enumerate(self._shelves)
+        ]
         return tuple(
             [
-                Candidate(
-                    shelves[shelf].ids.name(rank), -negated, node, at >= own, shelves[shelf].fresh
-                )
-                for at, (negated, shelf, rank, node) in enumerate(picks)
+                Candidate(next(names[shelf]), -negated, node, place >= own, shelf > 0)
+                for place, (negated, shelf, _, node) in enumerate(picks)
             ]
         )
 
