@@ -16,6 +16,7 @@ This module knows no gRPC, no file format and no model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -238,14 +239,23 @@ class Filter:
     """
 
     attribute: str
-    any_of: tuple[AttributeValue, ...] = ()
-    none_of: tuple[AttributeValue, ...] = ()
+    any_of: Sequence[AttributeValue] = ()
+    none_of: Sequence[AttributeValue] = ()
     at_least: float | None = None
     at_most: float | None = None
 
     def __post_init__(self) -> None:
-        check_length(self.any_of, "filters.any_of", 0, MAX_FILTER_VALUES)
-        check_length(self.none_of, "filters.none_of", 0, MAX_FILTER_VALUES)
+        for name in ("any_of", "none_of"):
+            values = getattr(self, name)
+            if isinstance(values, str):  # a sequence of its letters otherwise
+                raise InvalidRequest(
+                    "must be a list",
+                    field=f"filters.{name}",
+                    value=values,
+                    remedy=f"Write [{values!r}].",
+                )
+            object.__setattr__(self, name, tuple(values))
+            check_length(getattr(self, name), f"filters.{name}", 0, MAX_FILTER_VALUES)
         bounds = [b for b in (self.at_least, self.at_most) if b is not None]
         if not (self.any_of or self.none_of or bounds):
             raise InvalidRequest(

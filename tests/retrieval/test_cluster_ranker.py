@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import threading
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from brute_force import Catalogue, brute_force, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serendip.core import (
-    Candidate,
     Filter,
     InvalidRequest,
     NotFound,
@@ -101,122 +99,22 @@ PLAIN = ranker()
 GROWN = ranker(changes=changes_of(FRESH, DELETED), user_cache=3)
 
 
-@functools.cache
-def holds(node: int, leaf: int) -> bool:
-    return bool(TREE.nodes.leaf_lo[node] <= leaf < TREE.nodes.leaf_hi[node])
+LEAVES = dict(zip(TREE.item_ids, TREE.leaf_of_rank.tolist(), strict=True))
 
 
-@functools.cache
-def leaf_of(item_id: str) -> int:
-    if item_id in FRESH:
-        return FRESH[item_id]
-    return int(TREE.leaf_of_rank[TREE.item_ids.index(item_id)])
+def user_of(known: list[int]) -> npt.NDArray[np.float32]:
+    last = known[-MAX_HISTORY:]
+    return encode(np.asarray([last]) + 1, np.asarray([len(last)]))[0]
 
 
-@functools.cache
-def stand_in(leaf: int) -> tuple[float, ...]:
-    """The mean of the leaf's vectors, or of the lowest ancestor's that has some."""
-    node = TREE.nodes.at_level(LEVELS)[leaf]
-    while True:
-        rows = [MATRIX[r] for r, item in enumerate(TREE.item_ids) if holds(node, leaf_of(item))]
-        if rows:
-            return tuple(np.mean(rows, axis=0, dtype=np.float64).astype(np.float32).tolist())
-        node = int(TREE.nodes.parent[node])
+EXPORTED = Catalogue(TREE.nodes, LEAVES, ATTRIBUTES, user_of, MATRIX, SATISFACTION, PRIOR)
+RELEASED = dataclasses.replace(
+    EXPORTED, leaf={**LEAVES, **FRESH}, fresh=tuple(FRESH), deleted=DELETED
+)
 
 
-def matches(item_id: str, given: Filter) -> bool:
-    """Straight from Filter's comments in the proto."""
-    if item_id in FRESH:
-        return False
-    value = ATTRIBUTES[given.attribute][TREE.item_ids.index(item_id)]
-    if value is None or value != value:
-        return False
-    return (
-        (not given.any_of or value in given.any_of)
-        and (not given.none_of or value not in given.none_of)
-        and (given.at_least is None or value >= given.at_least)
-        and (given.at_most is None or value <= given.at_most)
-    )
-
-
-def oracle(
-    query: RetrievalQuery, *, grown: bool = False, withheld: tuple[str, ...] = ()
-) -> Retrieval:
-    known = [TREE.item_ids.index(i) for i in query.history if i in TREE.item_ids]
-    items = (*TREE.item_ids, *FRESH) if grown else TREE.item_ids
-    if known:
-        user = [float(MATRIX[known[-MAX_HISTORY:], c].sum()) for c in range(3)] + [1.0]
-
-    def score_of(item_id: str) -> float:
-        if not known:
-            fresh = item_id in FRESH
-            return PRIOR if fresh else float(SATISFACTION[TREE.item_ids.index(item_id)])
-        if item_id in FRESH:
-            row = np.asarray(stand_in(FRESH[item_id]), np.float32)
-            return float(row @ np.asarray(user, np.float32))
-        row = MATRIX[TREE.item_ids.index(item_id)]
-        return sum(float(a) * b for a, b in zip(row, user, strict=True))
-
-    gone = {
-        item_id
-        for item_id in items
-        if any(holds(node, leaf_of(item_id)) for node in query.exclude_node_ids)
-        or item_id in query.deny_item_ids
-        or item_id in withheld
-        or (grown and item_id in DELETED)
-        or (item_id in query.history and not query.include_seen)
-        or (query.allow_item_ids is not None and item_id not in query.allow_item_ids)
-        or not all(matches(item_id, given) for given in query.filters)
-    }
-    stages: list[list[int]] = [list(query.node_ids)]
-    if query.widening:
-        stages += [[node] for node in query.widen_node_ids]
-        for level in range(LEVELS - 1, -1, -1):
-            for node in query.node_ids:
-                if TREE.nodes.level[node] > level:
-                    stages.append([TREE.nodes.ancestor(node, level)])
-    candidates: list[Candidate] = []
-    widened_to: list[int] = []
-    taken: set[str] = set()
-    of_leaf: Counter[int] = Counter()
-    for number, stage in enumerate(stages):
-        here = []
-        for place, item_id in enumerate(items):
-            holders = [node for node in stage if holds(node, leaf_of(item_id))]
-            if holders and item_id not in taken:
-                taken.add(item_id)
-                if item_id not in gone:
-                    deepest = max(holders, key=lambda n: TREE.nodes.level[n])
-                    here.append((-score_of(item_id), place, deepest))
-        given = 0
-        for negated, place, node in sorted(here):
-            item_id = items[place]
-            if len(candidates) == query.k:
-                break
-            if query.max_per_leaf and of_leaf[leaf_of(item_id)] == query.max_per_leaf:
-                continue
-            of_leaf[leaf_of(item_id)] += 1
-            candidates.append(Candidate(item_id, -negated, node, number > 0, item_id in FRESH))
-            given += 1
-        if given and number:
-            widened_to.append(stage[0])
-    return Retrieval(tuple(candidates), tuple(widened_to), len(query.history) - len(known))
-
-
-def same(got: object, expected: Retrieval) -> None:
-    """Equal items, in order; scores to 1e-5, since sums of means depend on their order."""
-    assert isinstance(got, Retrieval)
-    assert [c._replace(score=0) for c in got.candidates] == [
-        c._replace(score=0) for c in expected.candidates
-    ]
-    assert np.allclose(
-        [c.score for c in got.candidates],
-        [c.score for c in expected.candidates],
-        rtol=1e-5,
-        atol=1e-5,
-    )
-    assert got.widened_to == expected.widened_to
-    assert got.unknown_history_items == expected.unknown_history_items
+def oracle(query: RetrievalQuery) -> Retrieval:
+    return brute_force(EXPORTED, query)
 
 
 item_lists = st.lists(st.sampled_from((*TREE.item_ids, *FRESH, *UNKNOWN)), max_size=9).map(tuple)
@@ -273,7 +171,7 @@ def test_so_it_does_with_fresh_deleted_and_withheld_items(
 ) -> None:
     GROWN.withhold(withheld)
     for query, got in zip(batch, GROWN.retrieve(batch), strict=True):
-        same(got, oracle(query, grown=True, withheld=withheld))
+        same(got, brute_force(RELEASED, query, withheld))
     GROWN.withhold(())
 
 
@@ -384,7 +282,7 @@ def test_widening_keeps_to_filters_quota_and_allowed_set() -> None:
     result = found(query)
     assert result.widened_to
     assert result.candidates == oracle(query).candidates
-    leaves = [leaf_of(item_id) for item_id in ids(result)]
+    leaves = [LEAVES[item_id] for item_id in ids(result)]
     assert len(set(leaves)) == len(leaves) > 3
 
 
@@ -414,7 +312,7 @@ def test_a_quota_gives_each_leaf_its_best() -> None:
     )
     by_leaf: dict[int, list[str]] = {}
     for item_id in ids(every):
-        by_leaf.setdefault(leaf_of(item_id), []).append(item_id)
+        by_leaf.setdefault(LEAVES[item_id], []).append(item_id)
     best = {item_id for items in by_leaf.values() for item_id in items[:2]}
     assert ids(result) == [item_id for item_id in ids(every) if item_id in best]
 
@@ -439,13 +337,9 @@ def test_fresh_items_are_found_by_their_leaf_and_every_ancestor() -> None:
         (candidate,) = [c for c in result.candidates if c.item_id == "f3"]
         assert (candidate.node_id, candidate.fresh) == (node, True)
         assert candidate.score == pytest.approx(
-            float(np.dot(stand_in(EMPTY_LEAF), encode_one("i1"))), abs=1e-5
+            float(np.dot(RELEASED.stand_in("f3"), user_of([TREE.item_ids.index("i1")]))), abs=1e-5
         )
     assert {c.item_id for c in result.candidates if c.fresh} == set(FRESH)
-
-
-def encode_one(item_id: str) -> npt.NDArray[np.float32]:
-    return encode(np.array([[TREE.item_ids.index(item_id) + 1]]), np.array([1]))[0]
 
 
 def test_a_fresh_item_of_the_history_is_unknown_to_the_model_and_seen_all_the_same() -> None:
