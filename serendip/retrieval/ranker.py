@@ -7,6 +7,7 @@ reads the artefact, shelf.py holds the items, users.py the user vectors.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,6 @@ from serendip.retrieval.fresh import Changes, fresh_shelf
 from serendip.retrieval.intervals import Covered
 from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.opening import open_files
-from serendip.retrieval.quota import Quota
 from serendip.retrieval.shelf import Segment, Shelf, Wanted
 from serendip.retrieval.users import UserVectors
 from serendip.tree.cluster_tree import Nodes
@@ -41,7 +41,7 @@ Int64 = npt.NDArray[np.int64]
 Pick = tuple[float, int, int, int]
 
 _NONE: Int64 = np.zeros(0, np.int64)
-_FIRST_LOOK = 4  # times k: how far a quota's picks are looked for at first, and then
+_FIRST_LOOK = 4  # times k: how far the best of each leaf are looked for at first, and then
 _FURTHER = 8  # times as far
 
 
@@ -216,7 +216,7 @@ class ClusterRanker:
                 for shelf, gone in zip(self._shelves, never, strict=True)
             ],
             covered=[Covered() for _ in self._shelves],
-            quota=Quota(query.max_per_leaf) if query.max_per_leaf else None,
+            max_per_leaf=query.max_per_leaf,
         )
         for node in query.exclude_node_ids:
             search.claim([node])
@@ -302,7 +302,7 @@ class _Search:
 
     wanted: list[Wanted]
     covered: list[Covered]
-    quota: Quota | None
+    max_per_leaf: int
 
     def claim(self, nodes: Iterable[int]) -> list[list[Segment]]:
         """What of the nodes was not covered yet, by shelf; now it is."""
@@ -312,21 +312,25 @@ class _Search:
         ]
 
     def best(self, claimed: list[list[Segment]], k: int) -> list[Pick]:
-        """The top k of what was claimed, best first, within the quota."""
-        quota = self.quota
-        if quota is None:
+        """The top k of what was claimed, best first, at most max_per_leaf of one leaf; 0: any."""
+        most = self.max_per_leaf
+        if not most:
             return self._merged(claimed, k)
-        # The best of each leaf lie among the best of all: so far down the list until they are k,
-        # or all that the leaves may give, or the list ends.
-        room = min(k, quota.most * self._leaves(claimed))
+        # The best of each leaf lie somewhere among the best of all: so far down the list until they
+        # are k, or all that the leaves may give, or the list ends. Nodes are whole leaves, so that
+        # no leaf gives to two stages.
+        room = min(k, most * self._leaves(claimed))
         ask = _FIRST_LOOK * k
         while True:
             picks = self._merged(claimed, ask)
-            leaves = self._leaf_of(picks)
-            kept = quota.cut(list(zip(picks, leaves, strict=True)), leaves, k)
+            given: Counter[int] = Counter()
+            kept = []
+            for pick, leaf in zip(picks, self._leaf_of(picks), strict=True):
+                if given[leaf] < most:
+                    given[leaf] += 1
+                    kept.append(pick)
             if len(kept) >= room or len(picks) < ask:
-                quota.note(leaf for _, leaf in kept)
-                return [pick for pick, _ in kept]
+                return kept[:k]
             ask *= _FURTHER
 
     def _merged(self, claimed: list[list[Segment]], k: int) -> list[Pick]:

@@ -317,6 +317,32 @@ def test_a_quota_gives_each_leaf_its_best() -> None:
     assert ids(result) == [item_id for item_id in ids(every) if item_id in best]
 
 
+def test_a_quota_looks_past_a_leaf_that_fills_the_top() -> None:
+    # One leaf's 500 items are better than the two of another, and those than the third's one.
+    leaf = np.repeat([0, 1, 2], [500, 2, 1])
+    ids_ = [f"x{n}" for n in range(503)]
+    tree = ClusterTree.from_leaves((2, 2, 2, 2), leaf, ids_, None, "a" * 12)
+    falling = np.arange(503, 0, -1, dtype=np.float32)
+    one = ranker(
+        nodes=tree.nodes,
+        ids=ItemIds.of(ids_),
+        leaf_start=tree.leaf_start,
+        matrix=np.zeros((503, 4), np.float32),
+        satisfaction=falling,
+        attributes=None,
+    )
+    for k, most, expected in (
+        (2, 1, ["x0", "x500"]),
+        (9, 1, ["x0", "x500", "x502"]),
+        (9, 2, ["x0", "x1", "x500", "x501", "x502"]),
+        (2, 2, ["x0", "x1"]),
+    ):
+        query = RetrievalQuery(history=(), node_ids=(0,), k=k, max_per_leaf=most)
+        (result,) = one.retrieve([query])
+        assert isinstance(result, Retrieval)
+        assert ids(result) == expected
+
+
 def test_a_history_may_have_to_be_known() -> None:
     query = RetrievalQuery(
         history=("i1", "i2", "f0"), node_ids=(0,), k=3, require_known_history=True
