@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -411,32 +410,28 @@ def test_what_is_withheld_is_replaced_as_a_whole() -> None:
     assert returned() == every
 
 
-def test_a_query_never_sees_some_of_the_old_set_and_some_of_the_new() -> None:
+def test_a_query_never_sees_some_of_the_old_set_and_some_of_the_new(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     one = ranker(changes=changes_of(FRESH, ()))
     sets = ({"i1", "f0"}, {"i2", "f1"})  # each with an item of either shelf
     query = RetrievalQuery(
         history=(), node_ids=(0,), k=100, allow_item_ids=("i1", "i2", "f0", "f1")
     )
-    stop = threading.Event()
+    seen: list[set[str]] = []
 
-    def swap() -> None:
-        while not stop.is_set():
-            for item_ids in sets:
-                one.withhold(item_ids)
+    def stepped(self: ClusterRanker, name: str, value: object) -> None:
+        """After every single step of a swap, a query runs, as another thread's might."""
+        object.__setattr__(self, name, value)
+        (result,) = self.retrieve([query])
+        assert isinstance(result, Retrieval)
+        seen.append(set(ids(result)))
 
     one.withhold(sets[0])
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        seen = set()
-        for _ in range(1500):
-            (result,) = one.retrieve([query])
-            assert isinstance(result, Retrieval)
-            seen.add(frozenset(ids(result)))
-    finally:
-        stop.set()
-        thread.join()
-    assert seen <= {frozenset(sets[0]), frozenset(sets[1])}
+    monkeypatch.setattr(ClusterRanker, "__setattr__", stepped)
+    one.withhold(sets[1])
+    assert seen[-1] == sets[0]
+    assert all(found in sets for found in seen)
 
 
 @pytest.mark.parametrize(
