@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cyclic_world import World
@@ -369,3 +372,27 @@ def test_a_tree_of_another_version_is_refused(cyclic: World) -> None:
     other = dataclasses.replace(tree, facts={"tree_version": "f" * 12})
     with pytest.raises(CorruptArtifact, match="the release's is another"):
         ClusterRanker.open(cyclic.retriever, other)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def without_leaves(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["leaf"]), path)
+
+
+def reversed_rows(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.take(pa.array(range(len(table) - 1, -1, -1))), path)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, cut_short, without_leaves, reversed_rows])
+def test_a_grown_tree_that_cannot_be_read_is_named(
+    cyclic: World, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    tree = cyclic.artifacts.open("tree", cyclic.tree.version)
+    shutil.copytree(tree.path, tmp_path / "tree")
+    spoil(tmp_path / "tree" / "items.parquet")
+    with pytest.raises(CorruptArtifact, match=rf"tree/{tree.version}/items.parquet"):
+        ClusterRanker.open(cyclic.retriever, dataclasses.replace(tree, path=tmp_path / "tree"))
