@@ -50,7 +50,7 @@ class Changes:
             table = pq.read_table(tree.file(ITEMS), columns=["item_id", "leaf"])
             theirs = table.column("item_id").cast(pa.large_string())
             leaf = table.column("leaf").to_numpy()
-            leaf_starts(leaf, leaf_count)
+            leaf_starts(leaf, leaf_count, ITEMS)
         except CorruptArtifact as e:
             raise _corrupt(where, e.message) from e
         except (OSError, ValueError, KeyError, pa.ArrowException) as e:
@@ -60,7 +60,7 @@ class Changes:
         kept = pc.is_in(ours, value_set=theirs.combine_chunks()).to_numpy(zero_copy_only=False)
         return cls(
             item_ids=tuple(theirs.filter(fresh).to_pylist()),
-            leaf_start=leaf_starts(leaf[fresh.to_numpy()], leaf_count),
+            leaf_start=leaf_starts(leaf[fresh.to_numpy()], leaf_count, ITEMS),
             deleted=np.flatnonzero(~kept),
         )
 
@@ -96,7 +96,6 @@ def fresh_shelf(
         changes.leaf_start,
         vectors,
         np.full(len(vectors), prior, np.float32),
-        None,
         fresh=True,
     )
 

@@ -82,7 +82,7 @@ def open_files(artifact: Artifact) -> Opened:
         nodes = read_nodes(artifact.file(NODES), artifact.tree_version)
     with _reading(f"{name}/{ORDER}"):
         leaf = pq.read_table(artifact.file(ORDER), columns=["leaf"]).column("leaf").to_numpy()
-        leaf_start = leaf_starts(leaf, nodes.leaf_count)
+        leaf_start = leaf_starts(leaf, nodes.leaf_count, ORDER)
         n = len(leaf)
     arrays = {}
     for file in (*item_ids.FILES, MATRIX, SATISFACTION):

@@ -97,7 +97,7 @@ class ClusterRanker:
         self._parent: list[int] = nodes.parent.tolist()
         self._ids = ids
         self._attributes = attributes
-        export = Shelf(nodes, ids, leaf_start, matrix, satisfaction, attributes, fresh=False)
+        export = Shelf(nodes, ids, leaf_start, matrix, satisfaction, fresh=False)
         self._shelves = [export]
         self._deleted = _NONE
         self.fresh_count = self.deleted_count = 0

@@ -1,7 +1,7 @@
-"""A shelf: items ordered by leaf, with what they are scored and filtered by.
+"""A shelf: items ordered by leaf, with what they are scored by, and what a query may have of it.
 
 The ranker has one of the export's items and, where the release's tree has newer ones, one of
-those. This module knows no query but its filters, and no ONNX.
+those. This module knows no item but its rank, and no ONNX.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serendip.retrieval.attributes import Attributes, Bool, Condition, Ranks
+from serendip.retrieval.attributes import Bool, Condition, Ranks
 from serendip.retrieval.intervals import Covered
 from serendip.retrieval.item_ids import ItemIds
 from serendip.tree.cluster_tree import Nodes
@@ -35,7 +35,6 @@ class Shelf:
     Attributes:
         ids: item IDs by rank.
         leaf_start: int64[L + 1], first item of each leaf.
-        attributes: of the items; None: all are null.
         fresh: whether they are newer than the export.
     """
 
@@ -46,7 +45,6 @@ class Shelf:
         leaf_start: Int64,
         matrix: Float32,
         satisfaction: Float32,
-        attributes: Attributes | None,
         *,
         fresh: bool,
     ):
@@ -58,7 +56,6 @@ class Shelf:
         """
         self.ids = ids
         self.leaf_start = leaf_start
-        self.attributes = attributes
         self.fresh = fresh
         self._matrix = matrix
         self._satisfaction = satisfaction
