@@ -21,6 +21,9 @@ def main(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of /metrics; 0: any free one; unset: none.")
     ] = None,
+    user_cache: Annotated[
+        int, typer.Option(min=0, help="User vectors kept, by history; 0: none. Each about 1 KB.")
+    ] = 10_000,
 ) -> None:
     """Serves the retriever of the current release until SIGTERM or SIGINT.
 
@@ -37,7 +40,8 @@ def main(
 
     options = ServerOptions(host=host, port=port, metrics_port=metrics_port)
     try:
-        asyncio.run(serve_until_signal(open_release(Artifacts(artifacts)), options))
+        serving = open_release(Artifacts(artifacts), user_cache=user_cache)
+        asyncio.run(serve_until_signal(serving, options))
     except SerendipError as e:
         print(f"retriever_server: {e}", file=sys.stderr)
         raise typer.Exit(2) from None

@@ -30,6 +30,7 @@ from serendip.serving.server import Running, ServerOptions
 from serendip.serving.telemetry import BatchMetrics
 from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 from serendip.wire import query_from_proto, retrieval_to_proto, versions_to_proto
+from serendip.wire_filters import attributes_to_proto
 
 SERVICE_NAME: str = retriever_pb2.DESCRIPTOR.services_by_name["Retriever"].full_name
 MAX_BATCH = 16
@@ -60,6 +61,16 @@ class RetrieverMetrics:
             "Retrievals without one known item in the history.",
             registry=registry,
         )
+        self._hits = Counter(
+            "serendip_user_cache_hits",
+            "Histories whose user vector was kept from an earlier request.",
+            registry=registry,
+        )
+        self._misses = Counter(
+            "serendip_user_cache_misses",
+            "Histories that the cache of user vectors did not have.",
+            registry=registry,
+        )
 
     def observe(self, query: RetrievalQuery, retrieval: Retrieval) -> None:
         self._candidates.observe(len(retrieval.candidates))
@@ -67,6 +78,11 @@ class RetrieverMetrics:
             self._widened.inc()
         if retrieval.unknown_history_items == len(query.history):
             self._cold.inc()
+
+    def count_users(self, hits: int, misses: int) -> None:
+        """Adds what the cache of user vectors had, and had not."""
+        self._hits.inc(hits)
+        self._misses.inc(misses)
 
 
 @dataclass(frozen=True)
@@ -139,13 +155,17 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self, request: retriever_pb2.RetrieverGetInfoRequest, context: Any
     ) -> retriever_pb2.RetrieverGetInfoResponse:
         """Versions and size."""
-        serving = self._serving
+        serving, ranker = self._serving, self._serving.newest
         return retriever_pb2.RetrieverGetInfoResponse(
             versions=versions_to_proto(serving.release),
             tree_versions=list(serving.rankers),
-            item_count=serving.newest.item_count,
-            max_history=serving.newest.max_history,
-            dimensions=serving.newest.dimensions,
+            item_count=ranker.item_count,
+            max_history=ranker.max_history,
+            dimensions=ranker.dimensions,
+            attributes=attributes_to_proto(ranker.attributes),
+            fresh_item_count=ranker.fresh_count,
+            deleted_item_count=ranker.deleted_count,
+            withheld_item_count=ranker.withheld_count,
         )
 
     def register(self, server: Any) -> Sequence[str]:
@@ -202,7 +222,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             places.setdefault(ranker, []).append(at)
         results: dict[int, Retrieval | Exception] = {}
         for ranker, at_rows in places.items():
+            hits, misses = ranker.users.hits, ranker.users.misses
             found = ranker.retrieve([rows[at][1] for at in at_rows])
+            self._metrics.count_users(ranker.users.hits - hits, ranker.users.misses - misses)
             results.update(zip(at_rows, found, strict=True))
         return [results[at] for at in range(len(rows))]
 

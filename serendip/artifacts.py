@@ -37,6 +37,7 @@ FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {
     "tree": 2,
     "planner": 3,
     "plans": 2,
+    "retriever": 2,
     "release": 2,
 }
 

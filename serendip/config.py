@@ -179,6 +179,8 @@ class RetrieverConfig(Section):
     # Items above which full cross-entropy gives way to uniform sampled softmax.
     sampled_above: int = Field(10_000, ge=1)
     negatives: int = Field(512, ge=1)
+    # Columns of items.parquet that a request may filter by (docs/data.md).
+    attributes: tuple[str, ...] = ()
     # Two are faster on two idle cores, and many times slower where something else runs.
     threads: int = Field(1, ge=1)
 

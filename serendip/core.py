@@ -16,13 +16,17 @@ This module knows no gRPC, no file format and no model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_ID_BYTES = 256
 MAX_PLANNED_CLUSTERS = 8
 MAX_K = 1000
+MAX_FILTERS = 16
+MAX_FILTER_VALUES = 1000
 
 
 # --- errors ------------------------------------------------------------------------------
@@ -195,20 +199,79 @@ class Plan:
             raise ValueError(f"a plan has at most {MAX_PLANNED_CLUSTERS} clusters")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An item that the retriever returns.
+class Candidate(NamedTuple):
+    """An item that the retriever returns; a tuple, which is made in a third of the time.
 
     Attributes:
         score: comparable between the candidates of one retrieval alone.
         node_id: the node it was taken from.
         widened: whether it lies in none of the requested nodes.
+        fresh: whether it is newer than the export, and a stand-in was scored.
     """
 
     item_id: str
     score: float
     node_id: int
     widened: bool = False
+    fresh: bool = False
+
+
+class AttributeType(Enum):
+    """The type of an attribute of the items, which filters may name."""
+
+    TEXT = "text"
+    INTEGER = "integer"
+    NUMBER = "number"
+    FLAG = "flag"
+    TIMESTAMP = "timestamp"
+
+
+AttributeValue = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition on an attribute: see Filter in protos/serendip/v1/retriever.proto.
+
+    Attributes:
+        any_of, none_of: values of the attribute's type; empty: no such condition.
+        at_least, at_most: closed bounds; None: none.
+    """
+
+    attribute: str
+    any_of: Sequence[AttributeValue] = ()
+    none_of: Sequence[AttributeValue] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("any_of", "none_of"):
+            values = getattr(self, name)
+            if isinstance(values, str):  # a sequence of its letters otherwise
+                raise InvalidRequest(
+                    "must be a list",
+                    field=f"filters.{name}",
+                    value=values,
+                    remedy=f"Write [{values!r}].",
+                )
+            object.__setattr__(self, name, tuple(values))
+            check_length(getattr(self, name), f"filters.{name}", 0, MAX_FILTER_VALUES)
+        bounds = [b for b in (self.at_least, self.at_most) if b is not None]
+        if not (self.any_of or self.none_of or bounds):
+            raise InvalidRequest(
+                "sets no condition",
+                field="filters",
+                value=self.attribute,
+                remedy="Set any_of, none_of, at_least or at_most.",
+            )
+        for bound in bounds:
+            if not math.isfinite(bound):
+                raise InvalidRequest(
+                    "must be finite",
+                    field="filters.at_least" if bound is self.at_least else "filters.at_most",
+                    value=bound,
+                    remedy="Leave out a bound that bounds nothing.",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +281,8 @@ class RetrievalQuery:
     Attributes:
         history: item IDs, oldest first; all of them count as seen.
         satisfaction: one number in [0, 1] an event, or empty: all satisfied.
+        allow_item_ids: only these may be returned; None: any.
+        max_per_leaf: most candidates of one leaf; 0: no limit.
     """
 
     history: tuple[str, ...]
@@ -229,6 +294,10 @@ class RetrievalQuery:
     deny_item_ids: tuple[str, ...] = ()
     include_seen: bool = False
     widening: bool = True
+    filters: tuple[Filter, ...] = ()
+    allow_item_ids: tuple[str, ...] | None = None
+    max_per_leaf: int = 0
+    require_known_history: bool = False
 
     def __post_init__(self) -> None:
         check_range(self.k, "k", 1, MAX_K)
@@ -237,6 +306,11 @@ class RetrievalQuery:
         check_length(self.widen_node_ids, "widen_node_ids", 0, 64)
         check_length(self.history, "history", 0, 10_000)
         check_length(self.deny_item_ids, "deny_item_ids", 0, 10_000)
+        check_length(self.filters, "filters", 0, MAX_FILTERS)
+        check_range(self.max_per_leaf, "max_per_leaf", 0, MAX_K)
+        if self.allow_item_ids is not None:
+            # An empty set could not be told from none on the wire.
+            check_length(self.allow_item_ids, "allow_item_ids", 1, 10_000)
         for value in self.satisfaction:
             if not 0.0 <= value <= 1.0:  # also catches NaN
                 raise InvalidRequest(

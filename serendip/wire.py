@@ -9,6 +9,7 @@ no servicer and no artefact.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -34,6 +35,7 @@ from serendip.core import (
     check_range,
 )
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+from serendip.wire_filters import filters_from_proto, filters_to_proto
 
 MAX_HISTORY = 10_000
 DETAILS_KEY = "grpc-status-details-bin"
@@ -166,22 +168,28 @@ def _query(
 ) -> RetrievalQuery:
     history, satisfaction = history_from_proto(request.history)
     deny_item_ids = tuple(request.deny_item_ids)
-    exclude: tuple[int, ...] = ()
-    widen: tuple[int, ...] = ()
+    retrieves: dict[str, Any] = {}
     if isinstance(request, retriever_pb2.RetrieveRequest):
-        exclude, widen = tuple(request.exclude_node_ids), tuple(request.widen_node_ids)
+        retrieves = {
+            "exclude_node_ids": tuple(request.exclude_node_ids),
+            "widen_node_ids": tuple(request.widen_node_ids),
+            "filters": filters_from_proto(request.filters) if request.filters else (),
+            "allow_item_ids": tuple(request.allow_item_ids) or None,
+            "max_per_leaf": request.max_per_leaf,
+            "require_known_history": request.require_known_history,
+        }
     query = RetrievalQuery(
         history=history,
         node_ids=node_ids,
         k=request.k,
-        exclude_node_ids=exclude,
-        widen_node_ids=widen,
         satisfaction=satisfaction,
         deny_item_ids=deny_item_ids,
         include_seen=request.include_seen,
         widening=widening,
+        **retrieves,
     )
     check_ids(deny_item_ids, "deny_item_ids")
+    check_ids(query.allow_item_ids or (), "allow_item_ids")
     return query
 
 
@@ -199,18 +207,24 @@ def query_to_proto(
         include_seen=query.include_seen,
         deny_item_ids=query.deny_item_ids,
         no_widening=not query.widening,
+        filters=filters_to_proto(query.filters),
+        allow_item_ids=query.allow_item_ids,
+        max_per_leaf=query.max_per_leaf,
+        require_known_history=query.require_known_history,
     )
 
 
 def candidates_to_proto(candidates: Iterable[Candidate]) -> list[common_pb2.Candidate]:
     return [
-        common_pb2.Candidate(item_id=c.item_id, score=c.score, node_id=c.node_id, widened=c.widened)
+        common_pb2.Candidate(
+            item_id=c.item_id, score=c.score, node_id=c.node_id, widened=c.widened, fresh=c.fresh
+        )
         for c in candidates
     ]
 
 
 def candidates_from_proto(messages: Iterable[common_pb2.Candidate]) -> tuple[Candidate, ...]:
-    return tuple([Candidate(m.item_id, m.score, m.node_id, m.widened) for m in messages])
+    return tuple([Candidate(m.item_id, m.score, m.node_id, m.widened, m.fresh) for m in messages])
 
 
 def retrieval_to_proto(retrieval: Retrieval, versions: Versions) -> retriever_pb2.RetrieveResponse:

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "artifacts": {"core", "storage"},
     "config": {"core"},
     "progress": set(),
-    "wire": {"core", "v1"},
+    "wire": {"core", "v1", "wire_filters"},
+    "wire_filters": {"core", "v1"},
     "inventory": BASE,
     "release": BASE | {"tree", "planning"},
     "lineage": BASE | {"inventory", "planning"},
@@ -40,8 +41,8 @@ MAY_IMPORT = {
     "serving": {"core", "wire", "v1", "serving"},
     "planner_server": PLANNING | {"serving", "planner_server"},
     "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}
-    | {"serving", "wire", "v1", "retriever_server"},
-    "serendip_client": {"core", "wire", "v1", "serendip_client"},
+    | {"serving", "wire", "wire_filters", "v1", "retriever_server"},
+    "serendip_client": {"core", "wire", "wire_filters", "v1", "serendip_client"},
 }
 PACKAGES = {"planner_server": "", "retriever_server": "", "serendip_client": "clients/"}
 OURS = {"serendip", *PACKAGES}

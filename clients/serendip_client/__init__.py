@@ -10,8 +10,10 @@ Needs gRPC and protobuf alone; knows no artefact and no model.
 """
 
 from serendip.core import (
+    AttributeType,
     Candidate,
     DeadlineSpent,
+    Filter,
     InvalidRequest,
     NotFound,
     NotReady,
@@ -34,13 +36,16 @@ from serendip_client.types import (
     Resolution,
     Retrieved,
     RetrievedRow,
+    RetrieverInfo,
 )
 
 __all__ = [
     "AsyncSerendipClient",
+    "AttributeType",
     "Candidate",
     "Cluster",
     "DeadlineSpent",
+    "Filter",
     "History",
     "HistoryItem",
     "InvalidRequest",
@@ -56,6 +61,7 @@ __all__ = [
     "RetrievalQuery",
     "Retrieved",
     "RetrievedRow",
+    "RetrieverInfo",
     "SerendipClient",
     "SerendipError",
     "Versions",

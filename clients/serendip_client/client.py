@@ -167,8 +167,8 @@ class SerendipClient(_Connection):
 
     Args:
         planner: HOST:PORT of a planner server, or any target that gRPC resolves.
-        retriever: of a retriever server; needed by ``retrieve``, ``retrieve_batch`` and
-            ``recommend(via="client")`` alone.
+        retriever: of a retriever server; needed by ``retrieve``, ``retrieve_batch``,
+            ``retriever_info`` and ``recommend(via="client")`` alone.
         timeout_s: seconds that a method may take, all its calls and tries together.
         credentials: grpc.ChannelCredentials; None is plain text.
         token: sent with every call as ``authorization: Bearer TOKEN``.
@@ -184,6 +184,7 @@ class SerendipClient(_Connection):
     get_cluster = _sync(operations.get_cluster)
     retrieve = _sync(operations.retrieve)
     retrieve_batch = _sync(operations.retrieve_batch)
+    retriever_info = _sync(operations.retriever_info)
     recommend = _sync(operations.recommend)
 
     def close(self) -> None:
@@ -233,6 +234,7 @@ class AsyncSerendipClient(_Connection):
     get_cluster = _async(operations.get_cluster)
     retrieve = _async(operations.retrieve)
     retrieve_batch = _async(operations.retrieve_batch)
+    retriever_info = _async(operations.retriever_info)
     recommend = _async(operations.recommend)
 
     async def close(self) -> None:

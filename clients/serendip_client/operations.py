@@ -6,13 +6,13 @@ it with a blocking channel, AsyncSerendipClient with an asyncio one. Knows neith
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from serendip.core import (
     MAX_PLANNED_CLUSTERS,
+    Filter,
     InvalidRequest,
     PlanSource,
     RetrievalQuery,
@@ -22,24 +22,32 @@ from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
 from serendip.wire import (
     candidates_from_proto,
     error_from_status,
-    history_to_proto,
     plan_from_proto,
     query_to_proto,
-    retrieval_from_proto,
     source_from_proto,
     to_recommend_response,
     to_retrieve_request,
     versions_from_proto,
 )
+from serendip.wire_filters import attributes_from_proto, filters_to_proto
+from serendip_client.messages import (
+    building,
+    cluster,
+    events_of,
+    history_messages,
+    listed,
+    plan_row,
+    retrieved,
+)
 from serendip_client.types import (
     Cluster,
     History,
-    HistoryItem,
     PlanRow,
     Recommendation,
     Resolution,
     Retrieved,
     RetrievedRow,
+    RetrieverInfo,
 )
 
 T = TypeVar("T")
@@ -81,15 +89,15 @@ def plan(
         InvalidRequest, WrongTree, Overloaded, DeadlineSpent, NotReady: for the call as a whole;
             what concerns one item is its row's ``error``.
     """
-    with _building():
+    with building():
         request = planner_pb2.PlanRequest(
-            context_item_ids=_listed(context_item_ids, "context_item_ids"),
+            context_item_ids=listed(context_item_ids, "context_item_ids"),
             k=k,
             tree_version=tree_version,
             siblings_only=siblings_only,
         )
     response: planner_pb2.PlanResponse = yield Call("planner", "Plan", request)
-    return [_plan_row(row) for row in response.rows]
+    return [plan_row(row) for row in response.rows]
 
 
 def plan_content(
@@ -116,7 +124,7 @@ def plan_content(
     Raises:
         InvalidRequest, NotFound, WrongTree, Overloaded, DeadlineSpent, NotReady.
     """
-    with _building():
+    with building():
         request = planner_pb2.PlanContentRequest(
             title=title,
             text=text,
@@ -145,9 +153,9 @@ def resolve(texts: Sequence[str], *, tree_version: str = "") -> Operation[Resolu
     Raises:
         InvalidRequest, WrongTree, Overloaded, DeadlineSpent, NotReady.
     """
-    with _building():
+    with building():
         request = planner_pb2.ResolveRequest(
-            texts=_listed(texts, "texts"), tree_version=tree_version
+            texts=listed(texts, "texts"), tree_version=tree_version
         )
     response: planner_pb2.ResolveResponse = yield Call("planner", "Resolve", request)
     return Resolution(
@@ -174,7 +182,7 @@ def list_clusters(
     clusters: list[Cluster] = []
     token = ""
     while True:
-        with _building():
+        with building():
             request = planner_pb2.ListClustersRequest(
                 level=level, parent_node_id=parent_node_id, page_size=page_size, page_token=token
             )
@@ -185,7 +193,7 @@ def list_clusters(
             raise SerendipError(
                 "the server went over to another tree between two pages", remedy="List again."
             )
-        clusters += [_cluster(c, response.tree_version) for c in response.clusters]
+        clusters += [cluster(c, response.tree_version) for c in response.clusters]
         token = response.next_page_token
         if not token:
             return clusters
@@ -197,10 +205,10 @@ def get_cluster(node_id: int) -> Operation[Cluster]:
     Raises:
         NotFound, Overloaded, DeadlineSpent, NotReady.
     """
-    with _building():
+    with building():
         request = planner_pb2.GetClusterRequest(node_id=node_id)
     response: planner_pb2.GetClusterResponse = yield Call("planner", "GetCluster", request)
-    return _cluster(response.cluster, response.tree_version)
+    return cluster(response.cluster, response.tree_version)
 
 
 def retrieve(
@@ -214,6 +222,10 @@ def retrieve(
     deny_item_ids: Sequence[str] = (),
     include_seen: bool = False,
     widening: bool = True,
+    filters: Sequence[Filter] = (),
+    allow_item_ids: Sequence[str] | None = None,
+    max_per_leaf: int = 0,
+    require_known_history: bool = False,
 ) -> Operation[Retrieved]:
     """Candidates for one user out of clusters.
 
@@ -227,25 +239,43 @@ def retrieve(
         deny_item_ids: items never to return, at most 10,000.
         include_seen: return items of the history as well.
         widening: False returns fewer than k rather than look beyond node_ids.
+        filters: conditions on the items' attributes, at most 16; all must hold.
+            ``retriever_info`` names the attributes.
+        allow_item_ids: return only these, at most 10,000, and only where the clusters have them;
+            None for no such limit. An empty list, which would allow nothing, is refused.
+        max_per_leaf: most candidates of one leaf, 1 to 1,000; 0 for no limit.
+        require_known_history: raise InvalidRequest for a history with an item that the export
+            does not have, rather than count it.
 
     Raises:
         InvalidRequest, NotFound, WrongTree, Overloaded, DeadlineSpent, NotReady.
     """
-    events = _events(history)
-    with _building():
+    events = events_of(history)
+    if allow_item_ids is not None and not len(allow_item_ids):
+        raise InvalidRequest(
+            "allows nothing",
+            field="allow_item_ids",
+            value=allow_item_ids,
+            remedy="Leave it out to allow every item.",
+        )
+    with building():
         request = retriever_pb2.RetrieveRequest(
-            history=_history(events),
+            history=history_messages(events),
             node_ids=node_ids,
             exclude_node_ids=exclude_node_ids,
             widen_node_ids=widen_node_ids,
             tree_version=tree_version,
             k=k,
             include_seen=include_seen,
-            deny_item_ids=_listed(deny_item_ids, "deny_item_ids"),
+            deny_item_ids=listed(deny_item_ids, "deny_item_ids"),
             no_widening=not widening,
+            filters=filters_to_proto(filters),
+            allow_item_ids=listed(allow_item_ids or (), "allow_item_ids"),
+            max_per_leaf=max_per_leaf,
+            require_known_history=require_known_history,
         )
     response: retriever_pb2.RetrieveResponse = yield Call("retriever", "Retrieve", request)
-    return _retrieved(response)
+    return retrieved(response)
 
 
 def retrieve_batch(
@@ -261,7 +291,7 @@ def retrieve_batch(
         InvalidRequest, Overloaded, DeadlineSpent, NotReady: for the call as a whole; what
             concerns one query is its row's ``error``.
     """
-    with _building():
+    with building():
         request = retriever_pb2.RetrieveBatchRequest(
             requests=[query_to_proto(query, tree_version=tree_version) for query in queries]
         )
@@ -269,11 +299,33 @@ def retrieve_batch(
         "retriever", "RetrieveBatch", request
     )
     return [
-        RetrievedRow(_retrieved(row.response))
+        RetrievedRow(retrieved(row.response))
         if row.status.code == 0
         else RetrievedRow(None, error_from_status(row.status))
         for row in response.rows
     ]
+
+
+def retriever_info() -> Operation[RetrieverInfo]:
+    """What the retriever serves: versions, size, and what filters may name.
+
+    Raises:
+        Overloaded, DeadlineSpent, NotReady.
+    """
+    response: retriever_pb2.RetrieverGetInfoResponse = yield Call(
+        "retriever", "GetInfo", retriever_pb2.RetrieverGetInfoRequest()
+    )
+    return RetrieverInfo(
+        versions=versions_from_proto(response.versions),
+        tree_versions=tuple(response.tree_versions),
+        item_count=response.item_count,
+        fresh_item_count=response.fresh_item_count,
+        deleted_item_count=response.deleted_item_count,
+        withheld_item_count=response.withheld_item_count,
+        max_history=response.max_history,
+        dimensions=response.dimensions,
+        attributes=attributes_from_proto(response.attributes),
+    )
 
 
 def recommend(
@@ -303,15 +355,15 @@ def recommend(
     """
     if via not in ("server", "client"):
         raise InvalidRequest('must be "server" or "client"', field="via", value=via)
-    events = _events(history)
-    with _building():
+    events = events_of(history)
+    with building():
         request = recommender_pb2.RecommendRequest(
-            history=_history(events),
+            history=history_messages(events),
             context_item_id=context_item_id,
             k=k,
             siblings_only=siblings_only,
             include_seen=include_seen,
-            deny_item_ids=_listed(deny_item_ids, "deny_item_ids"),
+            deny_item_ids=listed(deny_item_ids, "deny_item_ids"),
         )
     response: recommender_pb2.RecommendResponse
     if via == "server":
@@ -349,88 +401,3 @@ def _composed(
         "retriever", "Retrieve", to_retrieve_request(request, row.plan)
     )
     return to_recommend_response(row, retrieved)
-
-
-# --- requests ----------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _building() -> Iterator[None]:
-    """What cannot even be put into a message (a wrong type, an int too large) is the caller's."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the request cannot be built: {error}") from error
-
-
-def _listed(values: Sequence[str], field: str) -> Sequence[str]:
-    if isinstance(values, str):  # a sequence of its letters otherwise
-        raise InvalidRequest(
-            "must be a list", field=field, value=values, remedy=f"Send [{values!r}]."
-        )
-    return values
-
-
-def _events(history: History) -> list[HistoryItem]:
-    if isinstance(history, str):
-        raise InvalidRequest("must be a list", field="history", value=history)
-    events = []
-    for index, event in enumerate(history):
-        if isinstance(event, HistoryItem):
-            events.append(event)
-        elif isinstance(event, str):
-            events.append(HistoryItem(event))
-        elif isinstance(event, tuple) and len(event) == 3:
-            events.append(HistoryItem(*event))
-        else:
-            raise InvalidRequest(
-                "must be an item_id, an (item_id, timestamp_ms, satisfaction) or a HistoryItem",
-                field=f"history[{index}]",
-                value=event,
-            )
-    return events
-
-
-def _history(events: list[HistoryItem]) -> list[Any]:
-    return list(
-        history_to_proto(
-            [event.item_id for event in events],
-            [event.satisfaction for event in events],
-            [event.timestamp_ms for event in events],
-        )
-    )
-
-
-# --- responses ---------------------------------------------------------------------------
-
-
-def _plan_row(row: planner_pb2.PlanRow) -> PlanRow:
-    error = error_from_status(row.status)
-    return PlanRow(
-        plan=plan_from_proto(row.plan) if error is None else None,
-        source=source_from_proto(row.source),
-        age_s=row.age.ToNanoseconds() / 1e9,
-        versions=versions_from_proto(row.versions),
-        error=error,
-    )
-
-
-def _cluster(message: planner_pb2.Cluster, tree_version: str) -> Cluster:
-    return Cluster(
-        node_id=message.node_id,
-        level=message.level,
-        parent_node_id=message.parent_node_id if message.parent_node_id >= 0 else None,
-        description=message.description,
-        item_count=message.item_count,
-        tree_version=tree_version,
-    )
-
-
-def _retrieved(response: retriever_pb2.RetrieveResponse) -> Retrieved:
-    retrieval, versions = retrieval_from_proto(response)
-    return Retrieved(
-        candidates=retrieval.candidates,
-        widened_to=retrieval.widened_to,
-        unknown_history_items=retrieval.unknown_history_items,
-        versions=versions,
-    )

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serendip.core import Candidate, NotFound, Plan, PlanSource, SerendipError, Versions
+from serendip.core import (
+    AttributeType,
+    Candidate,
+    NotFound,
+    Plan,
+    PlanSource,
+    SerendipError,
+    Versions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,33 @@ class RetrievedRow:
         if self.result is None:
             raise self.error if self.error is not None else NotFound("no result")
         return self.result
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverInfo:
+    """What a retriever serves.
+
+    Attributes:
+        versions: of the current release.
+        tree_versions: what a request may name, newest first.
+        item_count: items of the export.
+        fresh_item_count: items of the release's tree that are newer than the export.
+        deleted_item_count: items of the export that the release's tree no longer has.
+        withheld_item_count: items that the operator withholds now.
+        max_history: events of a history that the model reads.
+        dimensions: length of user and item vectors.
+        attributes: what filters may name, with its type.
+    """
+
+    versions: Versions
+    tree_versions: tuple[str, ...]
+    item_count: int
+    fresh_item_count: int
+    deleted_item_count: int
+    withheld_item_count: int
+    max_history: int
+    dimensions: int
+    attributes: dict[str, AttributeType]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from serendip.artifacts import Artifact
 from serendip.core import CorruptArtifact
+from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.model import ModelShape, SequenceModel, UserEncoder
 from serendip.tree.cluster_tree import ClusterTree, write_nodes
 
@@ -38,16 +39,22 @@ Int64 = npt.NDArray[np.int64]
 
 
 def write_retriever(
-    folder: Path, model: SequenceModel, tree: ClusterTree, satisfaction: Float32
+    folder: Path,
+    model: SequenceModel,
+    tree: ClusterTree,
+    satisfaction: Float32,
+    attributes: pa.Table | None = None,
 ) -> float:
     """Writes all files of a retriever artefact; returns the export's parity error.
 
     Args:
         model: its item i + 1 is the tree's item i.
         satisfaction: float32[N], what a cold user's items are ranked by.
+        attributes: what filters may name, N rows in item order; None: nothing.
 
     Raises:
-        CorruptArtifact: the exported graph differs from the model by more than 1e-4.
+        CorruptArtifact: the exported graph differs from the model by more than 1e-4, or the tree
+            has an item twice.
     """
     model = model.eval()
     matrix = np.ascontiguousarray(model.item_matrix().detach().numpy(), np.float32)
@@ -59,6 +66,10 @@ def write_retriever(
         "leaf": pa.array(tree.leaf_of_rank, pa.int32()),
     }
     pq.write_table(pa.table(columns), folder / "item_order.parquet")
+    ItemIds.of(tree.item_ids).save(folder)
+    pq.write_table(
+        pa.table({}) if attributes is None else attributes, folder / "attributes.parquet"
+    )
     save_file(dict(model.state_dict()), folder / "model.safetensors")
     export_onnx(model, folder / "model.onnx")
     parity = parity_error(model, folder / "model.onnx")
@@ -88,7 +99,11 @@ def load_model(artifact: Artifact) -> SequenceModel:
 
 
 def export_onnx(model: SequenceModel, path: Path) -> None:
-    """Writes UserEncoder(model) as one ONNX file: (ids, length) -> user, any batch and length."""
+    """Writes UserEncoder(model) as an ONNX graph: (ids, length) -> user, any batch and length.
+
+    Its weights lie beside it, in PATH.data: the runtime maps them, so that a graph of a million
+    items opens in milliseconds, and a graph may be larger than the 2 GB of one protobuf.
+    """
     example = torch.ones(2, 3, dtype=torch.int64), torch.tensor([3, 2])
     batch = torch.export.Dim("batch", min=1, max=_LARGEST_BATCH)
     steps = torch.export.Dim("steps", min=1, max=model.shape.max_history)
@@ -101,11 +116,11 @@ def export_onnx(model: SequenceModel, path: Path) -> None:
             opset_version=OPSET,
             input_names=["ids", "length"],
             output_names=["user"],
-            external_data=False,
+            external_data=True,
             verbose=False,
         )
         assert program is not None
-        program.save(str(path), external_data=False)
+        program.save(str(path), external_data=True)
     onnx.checker.check_model(str(path), full_check=True)
 
 

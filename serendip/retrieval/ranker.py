@@ -1,43 +1,48 @@
 """The ClusterRanker: exact top-k of the sequence model inside clusters, and only there.
 
 The item matrix is leaf-ordered, so that every node is one slice of it; it is memory-mapped, and
-shared by all processes that open it. This module knows no gRPC and no torch.
+shared by all processes that open it. This module knows no gRPC, no torch and no file: opening.py
+reads the artefact, shelf.py holds the items, users.py the user vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from serendip.artifacts import Artifact
 from serendip.core import (
+    AttributeType,
     Candidate,
     CorruptArtifact,
+    InvalidRequest,
     Retrieval,
     RetrievalQuery,
     SerendipError,
     Versions,
 )
-from serendip.retrieval.encoder import UserEncoder
+from serendip.retrieval.attributes import Attributes, Condition
+from serendip.retrieval.fresh import Changes, fresh_shelf
 from serendip.retrieval.intervals import Covered
-from serendip.retrieval.padding import pad_histories
-from serendip.tree.cluster_tree import Nodes, read_item_order, read_nodes
+from serendip.retrieval.item_ids import ItemIds
+from serendip.retrieval.opening import open_files
+from serendip.retrieval.shelf import Segment, Shelf, Wanted
+from serendip.retrieval.users import UserVectors
+from serendip.tree.cluster_tree import Nodes
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-# The items [start, end) that a candidate may come from, and the node that it then names.
-Segment = tuple[int, int, int]
-# The scores of the items [start, end): float32[end - start].
-Scorer = Callable[[int, int], Float32]
+# (-score, shelf, rank, node): sorted, the best stand first, equal ones in item order.
+Pick = tuple[float, int, int, int]
 
-TOLERANCE = 1e-4
-_ROWS_A_RUN = 64  # more rows a run gain no time, and attention's memory grows with them
-_ROWS_A_CHECK = 1 << 18
+_NONE: Int64 = np.zeros(0, np.int64)
+_FIRST_LOOK = 4  # times k: how far the best of each leaf are looked for at first, and then
+_FURTHER = 8  # times as far
 
 
 class ClusterRanker:
@@ -48,6 +53,10 @@ class ClusterRanker:
         nodes: the tree's nodes.
         max_history: events of a history that the model reads.
         dimensions: length of user and item vectors, the bias's place included.
+        users: user vectors by history; it counts the cache's hits and misses.
+        fresh_count, deleted_count: items that the release's tree has and the export lacks, and
+            the other way round.
+        withheld_count: items withheld now.
     """
 
     def __init__(
@@ -55,179 +64,214 @@ class ClusterRanker:
         *,
         versions: Versions,
         nodes: Nodes,
-        item_ids: tuple[str, ...],
+        ids: ItemIds,
         leaf_start: Int64,
         matrix: Float32,
         satisfaction: Float32,
         encode: Callable[[Int64, Int64], Float32],
         max_history: int,
+        attributes: Attributes | None = None,
+        changes: Changes | None = None,
+        prior: float = 0.0,
+        user_cache: int = 0,
     ):
         """See ``open``.
 
         Args:
-            item_ids: N IDs in item order.
+            ids: N IDs in item order.
             leaf_start: int64[L + 1], first item of each leaf.
             matrix: float32[N, d], C-contiguous, in item order.
             satisfaction: float32[N], what a cold user's items are ranked by.
             encode: (int64[B, T] ranks + 1 padded with 0, int64[B]) -> float32[B, d].
+            attributes: of the N items; None: there are none.
+            changes: the release's tree against the export; None: the same items.
+            prior: mean satisfaction of the log, what a cold user's fresh items are ranked by.
+            user_cache: user vectors kept; 0: none.
         """
         self.versions = versions
         self.nodes = nodes
         self.max_history = max_history
         self.dimensions = int(matrix.shape[1])
-        self._item_ids = item_ids
-        self._rank = {item_id: i for i, item_id in enumerate(item_ids)}
-        # Plain lists: one element of an array costs more than all else that is done with it.
-        self._start: list[int] = leaf_start[nodes.leaf_lo].tolist()
-        self._end: list[int] = leaf_start[nodes.leaf_hi].tolist()
+        self.users = UserVectors(encode, max_history, user_cache)
         self._level: list[int] = nodes.level.tolist()
         self._parent: list[int] = nodes.parent.tolist()
-        self._matrix = matrix
-        self._satisfaction = satisfaction
-        self._encode = encode
+        self._ids = ids
+        self._attributes = attributes
+        export = Shelf(nodes, ids, leaf_start, matrix, satisfaction, fresh=False)
+        self._shelves = [export]
+        self._deleted = _NONE
+        self.fresh_count = self.deleted_count = 0
+        if changes is not None:
+            self._deleted = changes.deleted
+            self.fresh_count, self.deleted_count = len(changes.item_ids), len(changes.deleted)
+            if changes.item_ids:
+                self._shelves.append(fresh_shelf(changes, nodes, leaf_start, matrix, prior))
+        self.withhold(())
 
     @property
     def item_count(self) -> int:
-        return len(self._item_ids)
+        return len(self._ids)
+
+    @property
+    def attributes(self) -> dict[str, AttributeType]:
+        """What filters may name."""
+        return {} if self._attributes is None else self._attributes.types
 
     @classmethod
-    def open(cls, artifact: Artifact) -> ClusterRanker:
+    def open(
+        cls, artifact: Artifact, tree: Artifact | None = None, *, user_cache: int = 0
+    ) -> ClusterRanker:
         """Opens a ``retriever`` artefact and compares it with its golden outputs.
+
+        Args:
+            tree: the release's ``tree`` artefact, where it may have grown since the export; None:
+                it is the one that the export was made of.
+            user_cache: user vectors kept; 0: none.
 
         Raises:
             CorruptArtifact: a file cannot be read, the files disagree in their shapes, a number
-                is not finite, or the golden outputs differ by more than 1e-4.
+                is not finite, or the golden outputs differ by more than 1e-4; the tree is another
+                one.
         """
-        name = f"retriever/{artifact.version}"
-        try:
-            nodes = read_nodes(artifact.file("nodes.parquet"), artifact.tree_version)
-            item_ids, leaf_start = read_item_order(
-                artifact.file("item_order.parquet"), nodes.leaf_count
-            )
-            matrix = _mapped(artifact.file("items.npy"))
-            satisfaction = _mapped(artifact.file("satisfaction.npy"))
-            versions = Versions(
-                tree_version=nodes.tree_version,
-                retriever_version=artifact.version,
-                order_version=str(artifact.facts["order_version"]),
-            )
-            max_history = int(artifact.facts["max_history"])
-            with np.load(artifact.file("golden.npz"), allow_pickle=False) as file:
-                golden = {key: file[key] for key in file.files}
-        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as e:
-            raise _corrupt(name, f"cannot be read ({type(e).__name__}: {e})") from e
-        n = len(item_ids)
-        if matrix.dtype != np.float32 or matrix.ndim != 2 or len(matrix) != n:
-            raise _corrupt(f"{name}/items.npy", f"must be float32[{n}, d + 1]")
-        if not matrix.flags.c_contiguous:
-            raise _corrupt(f"{name}/items.npy", "must be C-contiguous")
-        if satisfaction.dtype != np.float32 or satisfaction.shape != (n,):
-            raise _corrupt(f"{name}/satisfaction.npy", f"must be float32[{n}]")
-        if len(set(item_ids)) != n:
-            raise _corrupt(f"{name}/item_order.parquet", "names an item twice")
-        _check_finite(matrix, f"{name}/items.npy")
-        _check_finite(satisfaction, f"{name}/satisfaction.npy")
-        encoder = UserEncoder.open(artifact.file("model.onnx"))
-        _check_golden(golden, encoder, matrix, name)
+        files = open_files(artifact)
+        changes = None
+        if tree is not None:
+            if tree.tree_version != artifact.tree_version:
+                raise CorruptArtifact(
+                    f"was made for tree {artifact.tree_version}, the release's is another",
+                    field=f"retriever/{artifact.version}",
+                    value=tree.tree_version,
+                    remedy="Publish it again (serendip retriever).",
+                )
+            changes = Changes.between(files.ids, tree, files.nodes.leaf_count)
         return cls(
-            versions=versions,
-            nodes=nodes,
-            item_ids=item_ids,
-            leaf_start=leaf_start,
-            matrix=matrix,
-            satisfaction=satisfaction,
-            encode=encoder.run,
-            max_history=max_history,
+            versions=files.versions,
+            nodes=files.nodes,
+            ids=files.ids,
+            leaf_start=files.leaf_start,
+            matrix=files.matrix,
+            satisfaction=files.satisfaction,
+            encode=files.encoder.run,
+            max_history=files.max_history,
+            attributes=files.attributes,
+            changes=changes,
+            prior=files.prior,
+            user_cache=user_cache,
         )
+
+    def withhold(self, item_ids: Iterable[str]) -> None:
+        """Replaces the items that are withheld: from the next batch on they are never returned.
+
+        They are still read in histories. IDs that are not there are ignored. Queries that run
+        meanwhile see the items withheld before, or these, and never some of both.
+        """
+        wanted = tuple(item_ids)
+        withheld = [np.unique(np.asarray(s.ids.known(wanted), np.int64)) for s in self._shelves]
+        self.withheld_count = sum(map(len, withheld))
+        withheld[0] = np.union1d(withheld[0], self._deleted)
+        self._never = tuple(withheld)
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Retrieval | SerendipError]:
         """What RetrieveRequest of protos/serendip/v1/retriever.proto promises, row by row.
 
-        The candidates are the exact top k of the union of ``node_ids``, without the excluded
-        nodes, the denied items and the items seen. Where they are fewer than k, retrieval widens
-        to ``widen_node_ids`` in order, then to the ancestors of ``node_ids``, lower levels
-        first; every node widened to adds what no node before it has covered.
+        The candidates are the exact top k of the union of ``node_ids``, of what the query may
+        have. Where they are fewer than k, retrieval widens to ``widen_node_ids`` in order, then to
+        the ancestors of ``node_ids``, lower levels first; every node widened to adds what no node
+        before it has covered.
 
         An item of several requested nodes names the deepest. A score is the dot product with
         the user vector; for a cold user (no known item in the history) the item's shrunk mean
-        satisfaction. Equal scores stand in item order.
+        satisfaction. Equal scores stand in item order, fresh items last.
 
         Returns:
-            One entry a query; NotFound where a node does not exist.
+            One entry a query; NotFound where a node does not exist, InvalidRequest where a filter
+            does not fit the attributes, or a history that must be known is not.
         """
-        histories = [
-            [r for i in q.history if (r := self._rank.get(i)) is not None] for q in queries
-        ]
-        users = self._users(histories)
+        never = self._never  # one reading, so that a batch sees one set
+        histories = [self._ids.known(query.history) for query in queries]
+        users = self.users.of(histories)
         results: list[Retrieval | SerendipError] = []
         for query, history, user in zip(queries, histories, users, strict=True):
             try:
-                results.append(self._retrieve(query, history, user))
+                results.append(self._retrieve(query, history, user, never))
             except SerendipError as e:
                 results.append(e)
         return results
 
-    def _users(self, histories: list[list[int]]) -> list[Float32 | None]:
-        """User vectors float32[d]; None where there is no history."""
-        users: list[Float32 | None] = [None] * len(histories)
-        # Rows of like length share a run, so that little of it is padding.
-        known = [row for row, history in enumerate(histories) if history]
-        known.sort(key=lambda row: len(histories[row]))
-        for at in range(0, len(known), _ROWS_A_RUN):
-            rows = known[at : at + _ROWS_A_RUN]
-            ids, length = pad_histories([histories[row] for row in rows], self.max_history)
-            for row, user in zip(rows, self._encode(ids, length), strict=True):
-                users[row] = user
-        return users
-
     def _retrieve(
-        self, query: RetrievalQuery, history: list[int], user: Float32 | None
+        self,
+        query: RetrievalQuery,
+        history: list[int],
+        user: Float32 | None,
+        never: tuple[Int64, ...],
     ) -> Retrieval:
         for name in ("node_ids", "exclude_node_ids", "widen_node_ids"):
             for node in getattr(query, name):
                 self.nodes.check(node, name)
-        scorer = self._satisfied if user is None else self._dot_products(user)
-        gone = self._gone(query, history)
-        covered = Covered()
+        if query.require_known_history and len(history) < len(query.history):
+            self._refuse_unknown(query.history)
+        search = _Search(
+            wanted=[
+                self._wanted(shelf, query, history, user, gone)
+                for shelf, gone in zip(self._shelves, never, strict=True)
+            ],
+            covered=[Covered() for _ in self._shelves],
+            max_per_leaf=query.max_per_leaf,
+        )
         for node in query.exclude_node_ids:
-            covered.claim(self._start[node], self._end[node])
+            search.claim([node])
 
         # Deepest first: what nests inside another requested node keeps its own name.
         requested = sorted(dict.fromkeys(query.node_ids), key=lambda n: -self._level[n])
-        segments = [segment for node in requested for segment in self._claim(covered, node)]
-        found = self._best(segments, scorer, gone, query.k, widened=False)
+        found = search.best(search.claim(requested), query.k)
+        own = len(found)
         widened_to = []
         if query.widening:
             for node in self._widening(query):
                 if len(found) >= query.k:
                     break
-                segments = self._claim(covered, node)
-                more = self._best(segments, scorer, gone, query.k - len(found), widened=True)
+                more = search.best(search.claim([node]), query.k - len(found))
                 if more:
                     widened_to.append(node)
                     found += more
         return Retrieval(
-            candidates=tuple(found),
+            candidates=self._candidates(found, own),
             widened_to=tuple(widened_to),
             unknown_history_items=len(query.history) - len(history),
         )
 
-    def _dot_products(self, user: Float32) -> Scorer:
-        return lambda start, end: self._matrix[start:end] @ user
-
-    def _satisfied(self, start: int, end: int) -> Float32:
-        return self._satisfaction[start:end]
-
-    def _gone(self, query: RetrievalQuery, history: list[int]) -> Int64:
-        """int64[G], sorted: ranks that are never returned, wherever they lie."""
-        gone = {r for i in query.deny_item_ids if (r := self._rank.get(i)) is not None}
+    def _wanted(
+        self,
+        shelf: Shelf,
+        query: RetrievalQuery,
+        history: list[int],
+        user: Float32 | None,
+        never: Int64,
+    ) -> Wanted:
+        """What the query may have of a shelf."""
+        gone = set(shelf.ids.known(query.deny_item_ids))
         if not query.include_seen:
-            gone.update(history)
-        return np.asarray(sorted(gone), np.int64)
+            gone.update(shelf.ids.known(query.history) if shelf.fresh else history)
+        only = None
+        if query.allow_item_ids is not None:
+            only = np.asarray(sorted(set(shelf.ids.known(query.allow_item_ids))), np.int64)
+        conditions: tuple[Condition, ...] = ()
+        if query.filters:
+            attributes = self._attributes or Attributes.none()
+            conditions = tuple(attributes.conditions(query.filters))
+            if shelf.fresh:
+                only = _NONE  # all its attributes are null, which no filter matches
+        sets = (np.asarray(sorted(gone), np.int64), never)
+        return Wanted(shelf, shelf.scorer(user), tuple(s for s in sets if len(s)), only, conditions)
 
-    def _claim(self, covered: Covered, node: int) -> list[Segment]:
-        fresh = covered.claim(self._start[node], self._end[node])
-        return [(start, end, node) for start, end in fresh]
+    def _refuse_unknown(self, history: tuple[str, ...]) -> None:
+        index = next(i for i, item_id in enumerate(history) if self._ids.rank(item_id) is None)
+        raise InvalidRequest(
+            "is not in the export",
+            field=f"history[{index}].item_id",
+            value=history[index],
+            remedy="Leave it out, or ask without require_known_history.",
+        )
 
     def _widening(self, query: RetrievalQuery) -> Iterator[int]:
         """Nodes to widen to, in order."""
@@ -238,30 +282,117 @@ class ClusterRanker:
                 above[node] = None
         yield from sorted(above, key=lambda n: -self._level[n])
 
-    def _best(
-        self, segments: list[Segment], scorer: Scorer, gone: Int64, k: int, *, widened: bool
-    ) -> list[Candidate]:
-        """The top k of the segments' items less those that are gone, best first."""
-        if not segments:
-            return []
-        segments = sorted(segments)  # so that equal scores stand in item order
-        scores = np.concatenate([scorer(start, end) for start, end, _ in segments])
+    def _candidates(self, picks: list[Pick], own: int) -> tuple[Candidate, ...]:
+        """Candidates of picks, of which the first ``own`` lie in the requested nodes."""
+        names = [
+            iter(shelf.ids.names([rank for _, at, rank, _ in picks if at == number]))
+            for number, shelf in enumerate(self._shelves)
+        ]
+        return tuple(
+            [
+                Candidate(next(names[shelf]), -negated, node, place >= own, shelf > 0)
+                for place, (negated, shelf, _, node) in enumerate(picks)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One query on its way: what it may have, and what it has looked at, by shelf."""
+
+    wanted: list[Wanted]
+    covered: list[Covered]
+    max_per_leaf: int
+
+    def claim(self, nodes: Iterable[int]) -> list[list[Segment]]:
+        """What of the nodes was not covered yet, by shelf; now it is."""
+        return [
+            [segment for node in nodes for segment in wanted.shelf.claim(covered, node)]
+            for wanted, covered in zip(self.wanted, self.covered, strict=True)
+        ]
+
+    def best(self, claimed: list[list[Segment]], k: int) -> list[Pick]:
+        """The top k of what was claimed, best first, at most max_per_leaf of one leaf; 0: any."""
+        most = self.max_per_leaf
+        if not most:
+            return self._merged(claimed, k)
+        # The best of each leaf lie somewhere among the best of all: so far down the list until they
+        # are k, or all that the leaves may give, or the list ends. Nodes are whole leaves, so that
+        # no leaf gives to two stages.
+        room = min(k, most * self._leaves(claimed))
+        ask = _FIRST_LOOK * k
+        while True:
+            picks = self._merged(claimed, ask)
+            given: Counter[int] = Counter()
+            kept = []
+            for pick, leaf in zip(picks, self._leaf_of(picks), strict=True):
+                if given[leaf] < most:
+                    given[leaf] += 1
+                    kept.append(pick)
+            if len(kept) >= room or len(picks) < ask:
+                return kept[:k]
+            ask *= _FURTHER
+
+    def _merged(self, claimed: list[list[Segment]], k: int) -> list[Pick]:
+        found: list[Pick] = []
+        for number, (wanted, segments) in enumerate(zip(self.wanted, claimed, strict=True)):
+            found += _best(wanted, segments, k, number)
+        if len(claimed) > 1:
+            found.sort()
+            del found[k:]
+        return found
+
+    def _leaves(self, claimed: list[list[Segment]]) -> int:
+        """At least as many leaves as the segments lie in."""
+        total = 0
+        for wanted, segments in zip(self.wanted, claimed, strict=True):
+            ends = [rank for start, end, _ in segments for rank in (start, end - 1)]
+            first_and_last = wanted.shelf.leaves(ends)
+            total += int((first_and_last[1::2] - first_and_last[::2] + 1).sum())
+        return total
+
+    def _leaf_of(self, picks: list[Pick]) -> list[int]:
+        leaf = np.empty(len(picks), np.int64)
+        shelf = np.asarray([pick[1] for pick in picks], np.int64)
+        rank = np.asarray([pick[2] for pick in picks], np.int64)
+        for number, wanted in enumerate(self.wanted):
+            here = shelf == number
+            leaf[here] = wanted.shelf.leaves(rank[here])
+        leaves: list[int] = leaf.tolist()
+        return leaves
+
+
+def _best(wanted: Wanted, segments: list[Segment], k: int, number: int) -> list[Pick]:
+    """The top k of what is wanted of the segments of shelf ``number``, best first."""
+    if not segments:
+        return []
+    segments = sorted(segments)  # so that equal scores stand in item order
+    ranks, gone = wanted.narrow(segments)
+    if ranks is not None:
+        scores = wanted.score(ranks)
+        picks = top_k(scores, k)
+        found = ranks[picks].tolist()
+        owners = np.searchsorted([end for _, end, _ in segments], found, side="right").tolist()
+    else:
+        scores = np.concatenate([wanted.score(slice(start, end)) for start, end, _ in segments])
         # Where each segment begins in `scores`, less where it begins in item order.
         shifts = []
         bounds = []
         at = 0
         for start, end, _ in segments:
-            lo, hi = np.searchsorted(gone, (start, end))
-            scores[gone[lo:hi] - start + at] = -np.inf
+            for ranks_gone in gone:
+                lo, hi = np.searchsorted(ranks_gone, (start, end))
+                scores[ranks_gone[lo:hi] - start + at] = -np.inf
             shifts.append(start - at)
             at += end - start
             bounds.append(at)
         picks = top_k(scores, k)
         owners = np.searchsorted(bounds, picks, side="right").tolist()
-        return [
-            Candidate(self._item_ids[p + shifts[o]], score, segments[o][2], widened)
-            for p, score, o in zip(picks.tolist(), scores[picks].tolist(), owners, strict=True)
-        ]
+        found = [p + shifts[o] for p, o in zip(picks.tolist(), owners, strict=True)]
+    return [
+        (-score, number, rank, segments[o][2])
+        for score, rank, o in zip(scores[picks].tolist(), found, owners, strict=True)
+    ]
 
 
 def top_k(scores: Float32, k: int) -> Int64:
@@ -272,47 +403,3 @@ def top_k(scores: Float32, k: int) -> Int64:
     kept = np.flatnonzero(scores >= floor) if floor > -np.inf else np.flatnonzero(scores > floor)
     order = np.argsort(-scores[kept], kind="stable")[:k]
     return kept[order]
-
-
-# --- what open checks --------------------------------------------------------------------
-
-
-def _mapped(path: Path) -> Float32:
-    # A plain array over the map: slicing np.memmap itself costs microseconds.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def _check_finite(values: Float32, name: str) -> None:
-    # In parts: a mask over all of a large matrix would be made in memory.
-    for at in range(0, len(values), _ROWS_A_CHECK):
-        if not np.isfinite(values[at : at + _ROWS_A_CHECK]).all():
-            raise _corrupt(name, "holds a number that is not finite")
-
-
-def _check_golden(
-    golden: dict[str, npt.NDArray[np.generic]], encoder: UserEncoder, matrix: Float32, name: str
-) -> None:
-    where = f"{name}/golden.npz"
-    try:
-        expected = np.asarray(golden["user"], np.float32)
-        top_items = np.asarray(golden["top_items"], np.int64)
-        top_scores = np.asarray(golden["top_scores"], np.float32)
-        user = encoder.run(
-            np.asarray(golden["ids"], np.int64), np.asarray(golden["length"], np.int64)
-        )
-        same = user.shape == expected.shape and bool(
-            np.allclose(user, expected, rtol=TOLERANCE, atol=TOLERANCE)
-        )
-        scores = user @ matrix.T  # float32[G, N]
-        best = -np.sort(-scores, axis=1)[:, : top_scores.shape[1]]
-        same = same and bool(np.allclose(best, top_scores, rtol=TOLERANCE, atol=TOLERANCE))
-        at_items = np.take_along_axis(scores, top_items, axis=1)
-        same = same and bool(np.allclose(at_items, top_scores, rtol=TOLERANCE, atol=TOLERANCE))
-    except Exception as e:  # whatever stops the graph on inputs that it was exported with
-        raise _corrupt(where, f"cannot be computed ({type(e).__name__}: {e})") from e
-    if not same:
-        raise _corrupt(where, f"the golden outputs differ by more than {TOLERANCE:g}")
-
-
-def _corrupt(field: str, message: str) -> CorruptArtifact:
-    return CorruptArtifact(message, field=field, remedy="Publish it again (serendip retriever).")

@@ -154,6 +154,12 @@ def _batch(sequences: Sequences, windows: Int64) -> Batch:
     )
 
 
+def prior_satisfaction(sequences: Sequences) -> float:
+    """Mean satisfaction of the whole log, in micro-units; 0 without an event."""
+    micro = np.floor(sequences.satisfaction.astype(np.float64) * _MICRO + 0.5)
+    return float(micro.sum()) / _MICRO / max(1, len(micro))
+
+
 def shrunk_satisfaction(sequences: Sequences, items: int, shrinkage: float) -> Float32:
     """float32[N]: (sum + m * prior) / (n + m) for each item; the prior where it has no event.
 
@@ -164,7 +170,7 @@ def shrunk_satisfaction(sequences: Sequences, items: int, shrinkage: float) -> F
     micro = np.floor(sequences.satisfaction.astype(np.float64) * _MICRO + 0.5)
     count = np.bincount(sequences.item, minlength=items)
     total = np.bincount(sequences.item, weights=micro, minlength=items) / _MICRO
-    prior = total.sum() / max(1, count.sum())
+    prior = prior_satisfaction(sequences)
     # Without shrinkage an item with no event still needs a number.
     m = np.where(count + shrinkage > 0, shrinkage, 1.0)
     return np.asarray((total + m * prior) / (count + m), np.float32)

@@ -25,6 +25,7 @@ from serendip.catalog.logs import log_until, read_interactions
 from serendip.config import Config, RetrieverConfig
 from serendip.core import InvalidData
 from serendip.progress import console, progress
+from serendip.retrieval.attribute_columns import read_attributes
 from serendip.retrieval.export import write_retriever
 from serendip.retrieval.losses import full_cross_entropy, sampled_softmax
 from serendip.retrieval.model import ModelShape, SequenceModel
@@ -32,6 +33,7 @@ from serendip.retrieval.padding import pad_histories
 from serendip.retrieval.sequences import (
     Batch,
     Sequences,
+    prior_satisfaction,
     shrunk_satisfaction,
     training_batches,
 )
@@ -70,7 +72,8 @@ def publish_retriever(config: Config, artifacts: Artifacts) -> Artifact:
 
     Raises:
         NotFound: there is no tree.
-        InvalidData: the log breaks its schema, or has no user with two events of known items.
+        InvalidData: the log breaks its schema, or has no user with two events of known items; a
+            column of ``retriever.attributes`` is not there or has no fitting type.
         CorruptArtifact: the tree is corrupt, or the exported graph differs from the model.
     """
     tree_artifact = artifacts.current("tree")
@@ -88,16 +91,19 @@ def publish_retriever(config: Config, artifacts: Artifacts) -> Artifact:
     tree = ClusterTree.open(tree_artifact)
     log = read_interactions(config.data_path, max_unknown_share=config.max_unknown_share)
     sequences = Sequences.from_log(log, tree.item_ids)
+    attributes = read_attributes(config.data_path, config.retriever.attributes, tree.item_ids)
     model, epochs, best = fit(sequences, len(tree.item_ids), config.retriever, config.seed)
     until = max(log_until(log), tree_artifact.log_until or 0)
     with artifacts.publish("retriever", settings, inputs, log_until=until) as draft:
         satisfaction = shrunk_satisfaction(sequences, len(tree.item_ids), config.curation.shrinkage)
-        parity = write_retriever(draft.path, model, tree, satisfaction)
+        parity = write_retriever(draft.path, model, tree, satisfaction, attributes)
         draft.rows |= {"items.npy": len(tree.item_ids), "nodes.parquet": len(tree.nodes)}
         draft.facts |= {
             "order_version": order_version(tree),
             "shape": asdict(model.shape),
             "max_history": model.shape.max_history,
+            "prior_satisfaction": prior_satisfaction(sequences),
+            "attributes": attributes.column_names,
             "dimensions": model.shape.dimensions + 1,
             "best_epoch": best.number,
             "hr10": best.hr10,

@@ -281,9 +281,21 @@ def read_nodes(path: Path, tree_version: str) -> Nodes:
 def read_item_order(path: Path, leaf_count: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Reads (item IDs in item order, int64[L + 1] first item of each leaf)."""
     table = pq.read_table(path, columns=["item_id", "leaf"])
-    leaf = np.asarray(table.column("leaf").to_numpy(), np.int64)
-    if len(leaf) and (leaf.min() < 0 or leaf.max() >= leaf_count or (np.diff(leaf) < 0).any()):
-        raise CorruptArtifact("items are not ordered by leaf", field=str(path.name))
+    start = leaf_starts(table.column("leaf").to_numpy(), leaf_count, path.name)
+    return tuple(table.column("item_id").to_pylist()), start
+
+
+def leaf_starts(leaf: npt.NDArray[np.integer], leaf_count: int, file: str) -> npt.NDArray[np.int64]:
+    """int64[L + 1]: first item of each leaf, of int[N] leaf ranks in item order.
+
+    Args:
+        file: that they were read from, for the error.
+
+    Raises:
+        CorruptArtifact: they are not in order, or not of that many leaves.
+    """
+    if len(leaf) and (leaf[0] < 0 or leaf[-1] >= leaf_count or (leaf[1:] < leaf[:-1]).any()):
+        raise CorruptArtifact("items are not ordered by leaf", field=file)
     start = np.zeros(leaf_count + 1, np.int64)
     np.cumsum(np.bincount(leaf, minlength=leaf_count), out=start[1:])
-    return tuple(table.column("item_id").to_pylist()), start
+    return start

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18serendip/v1/common.proto\x12\x0bserendip.v1\"\x82\x01\n\x08Versions\x12\x14\n\x0ctree_version\x18\x01 \x01(\t\x12\x17\n\x0fplanner_version\x18\x02 \x01(\t\x12\x15\n\rplans_version\x18\x03 \x01(\t\x12\x19\n\x11retriever_version\x18\x04 \x01(\t\x12\x15\n\rorder_version\x18\x05 \x01(\t\"`\n\x0bHistoryItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0ctimestamp_ms\x18\x02 \x01(\x03\x12\x19\n\x0csatisfaction\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0f\n\r_satisfaction\"\\\n\x0ePlannedCluster\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x15\n\rserendipitous\x18\x04 \x01(\x08\"M\n\tCandidate\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07node_id\x18\x03 \x01(\x05\x12\x0f\n\x07widened\x18\x04 \x01(\x08\x42O\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18serendip/v1/common.proto\x12\x0bserendip.v1\"\x82\x01\n\x08Versions\x12\x14\n\x0ctree_version\x18\x01 \x01(\t\x12\x17\n\x0fplanner_version\x18\x02 \x01(\t\x12\x15\n\rplans_version\x18\x03 \x01(\t\x12\x19\n\x11retriever_version\x18\x04 \x01(\t\x12\x15\n\rorder_version\x18\x05 \x01(\t\"`\n\x0bHistoryItem\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\x14\n\x0ctimestamp_ms\x18\x02 \x01(\x03\x12\x19\n\x0csatisfaction\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0f\n\r_satisfaction\"\\\n\x0ePlannedCluster\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x15\n\rserendipitous\x18\x04 \x01(\x08\"\\\n\tCandidate\x12\x0f\n\x07item_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07node_id\x18\x03 \x01(\x05\x12\x0f\n\x07widened\x18\x04 \x01(\x08\x12\r\n\x05\x66resh\x18\x05 \x01(\x08\x42O\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,5 +39,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANNEDCLUSTER']._serialized_start=272
   _globals['_PLANNEDCLUSTER']._serialized_end=364
   _globals['_CANDIDATE']._serialized_start=366
-  _globals['_CANDIDATE']._serialized_end=443
+  _globals['_CANDIDATE']._serialized_end=458
 # @@protoc_insertion_point(module_scope)

@@ -41,13 +41,15 @@ class PlannedCluster(_message.Message):
     def __init__(self, node_id: _Optional[int] = ..., description: _Optional[str] = ..., score: _Optional[float] = ..., serendipitous: _Optional[bool] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("item_id", "score", "node_id", "widened")
+    __slots__ = ("item_id", "score", "node_id", "widened", "fresh")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     WIDENED_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     score: float
     node_id: int
     widened: bool
-    def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., node_id: _Optional[int] = ..., widened: _Optional[bool] = ...) -> None: ...
+    fresh: bool
+    def __init__(self, item_id: _Optional[str] = ..., score: _Optional[float] = ..., node_id: _Optional[int] = ..., widened: _Optional[bool] = ..., fresh: _Optional[bool] = ...) -> None: ...

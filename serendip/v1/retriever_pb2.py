@@ -26,7 +26,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from serendip.v1 import common_pb2 as serendip_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bserendip/v1/retriever.proto\x12\x0bserendip.v1\x1a\x17google/rpc/status.proto\x1a\x18serendip/v1/common.proto\"\xe3\x01\n\x0fRetrieveRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x10\n\x08node_ids\x18\x02 \x03(\x05\x12\x18\n\x10\x65xclude_node_ids\x18\x03 \x03(\x05\x12\x16\n\x0ewiden_node_ids\x18\x04 \x03(\x05\x12\x14\n\x0ctree_version\x18\x05 \x01(\t\x12\t\n\x01k\x18\x06 \x01(\x05\x12\x14\n\x0cinclude_seen\x18\x07 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x08 \x03(\t\x12\x13\n\x0bno_widening\x18\t \x01(\x08\"\x9a\x01\n\x10RetrieveResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x12\n\nwidened_to\x18\x02 \x03(\x05\x12\x1d\n\x15unknown_history_items\x18\x03 \x01(\x05\x12\'\n\x08versions\x18\x04 \x01(\x0b\x32\x15.serendip.v1.Versions\"F\n\x14RetrieveBatchRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.serendip.v1.RetrieveRequest\"?\n\x15RetrieveBatchResponse\x12&\n\x04rows\x18\x01 \x03(\x0b\x32\x18.serendip.v1.RetrieveRow\"b\n\x0bRetrieveRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1d.serendip.v1.RetrieveResponse\"\x19\n\x17RetrieverGetInfoRequest\"\x97\x01\n\x18RetrieverGetInfoResponse\x12\'\n\x08versions\x18\x01 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\x15\n\rtree_versions\x18\x02 \x03(\t\x12\x12\n\nitem_count\x18\x03 \x01(\x03\x12\x13\n\x0bmax_history\x18\x04 \x01(\x05\x12\x12\n\ndimensions\x18\x05 \x01(\x05\x32\x84\x02\n\tRetriever\x12G\n\x08Retrieve\x12\x1c.serendip.v1.RetrieveRequest\x1a\x1d.serendip.v1.RetrieveResponse\x12V\n\rRetrieveBatch\x12!.serendip.v1.RetrieveBatchRequest\x1a\".serendip.v1.RetrieveBatchResponse\x12V\n\x07GetInfo\x12$.serendip.v1.RetrieverGetInfoRequest\x1a%.serendip.v1.RetrieverGetInfoResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bserendip/v1/retriever.proto\x12\x0bserendip.v1\x1a\x17google/rpc/status.proto\x1a\x18serendip/v1/common.proto\"\xd6\x02\n\x0fRetrieveRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x10\n\x08node_ids\x18\x02 \x03(\x05\x12\x18\n\x10\x65xclude_node_ids\x18\x03 \x03(\x05\x12\x16\n\x0ewiden_node_ids\x18\x04 \x03(\x05\x12\x14\n\x0ctree_version\x18\x05 \x01(\t\x12\t\n\x01k\x18\x06 \x01(\x05\x12\x14\n\x0cinclude_seen\x18\x07 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x08 \x03(\t\x12\x13\n\x0bno_widening\x18\t \x01(\x08\x12$\n\x07\x66ilters\x18\n \x03(\x0b\x32\x13.serendip.v1.Filter\x12\x16\n\x0e\x61llow_item_ids\x18\x0b \x03(\t\x12\x14\n\x0cmax_per_leaf\x18\x0c \x01(\x05\x12\x1d\n\x15require_known_history\x18\r \x01(\x08\"\xbc\x01\n\x06\x46ilter\x12\x11\n\tattribute\x18\x01 \x01(\t\x12+\n\x06\x61ny_of\x18\x02 \x03(\x0b\x32\x1b.serendip.v1.AttributeValue\x12,\n\x07none_of\x18\x03 \x03(\x0b\x32\x1b.serendip.v1.AttributeValue\x12\x15\n\x08\x61t_least\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07\x61t_most\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_at_leastB\n\n\x08_at_most\"]\n\x0e\x41ttributeValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x06\n\x04kind\"\x9a\x01\n\x10RetrieveResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x12\n\nwidened_to\x18\x02 \x03(\x05\x12\x1d\n\x15unknown_history_items\x18\x03 \x01(\x05\x12\'\n\x08versions\x18\x04 \x01(\x0b\x32\x15.serendip.v1.Versions\"F\n\x14RetrieveBatchRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.serendip.v1.RetrieveRequest\"?\n\x15RetrieveBatchResponse\x12&\n\x04rows\x18\x01 \x03(\x0b\x32\x18.serendip.v1.RetrieveRow\"b\n\x0bRetrieveRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1d.serendip.v1.RetrieveResponse\"\x19\n\x17RetrieverGetInfoRequest\"\x96\x02\n\x18RetrieverGetInfoResponse\x12\'\n\x08versions\x18\x01 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\x15\n\rtree_versions\x18\x02 \x03(\t\x12\x12\n\nitem_count\x18\x03 \x01(\x03\x12\x13\n\x0bmax_history\x18\x04 \x01(\x05\x12\x12\n\ndimensions\x18\x05 \x01(\x05\x12*\n\nattributes\x18\x06 \x03(\x0b\x32\x16.serendip.v1.Attribute\x12\x18\n\x10\x66resh_item_count\x18\x07 \x01(\x03\x12\x1a\n\x12\x64\x65leted_item_count\x18\x08 \x01(\x03\x12\x1b\n\x13withheld_item_count\x18\t \x01(\x03\"C\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04type\x18\x02 \x01(\x0e\x32\x1a.serendip.v1.AttributeType*\xb6\x01\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41TTRIBUTE_TYPE_TEXT\x10\x01\x12\x1a\n\x16\x41TTRIBUTE_TYPE_INTEGER\x10\x02\x12\x19\n\x15\x41TTRIBUTE_TYPE_NUMBER\x10\x03\x12\x17\n\x13\x41TTRIBUTE_TYPE_FLAG\x10\x04\x12\x1c\n\x18\x41TTRIBUTE_TYPE_TIMESTAMP\x10\x05\x32\x84\x02\n\tRetriever\x12G\n\x08Retrieve\x12\x1c.serendip.v1.RetrieveRequest\x1a\x1d.serendip.v1.RetrieveResponse\x12V\n\rRetrieveBatch\x12!.serendip.v1.RetrieveBatchRequest\x1a\".serendip.v1.RetrieveBatchResponse\x12V\n\x07GetInfo\x12$.serendip.v1.RetrieverGetInfoRequest\x1a%.serendip.v1.RetrieverGetInfoResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +34,28 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serendip.v1.retriever_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.serendip.v1P\001Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1'
+  _globals['_ATTRIBUTETYPE']._serialized_start=1498
+  _globals['_ATTRIBUTETYPE']._serialized_end=1680
   _globals['_RETRIEVEREQUEST']._serialized_start=96
-  _globals['_RETRIEVEREQUEST']._serialized_end=323
-  _globals['_RETRIEVERESPONSE']._serialized_start=326
-  _globals['_RETRIEVERESPONSE']._serialized_end=480
-  _globals['_RETRIEVEBATCHREQUEST']._serialized_start=482
-  _globals['_RETRIEVEBATCHREQUEST']._serialized_end=552
-  _globals['_RETRIEVEBATCHRESPONSE']._serialized_start=554
-  _globals['_RETRIEVEBATCHRESPONSE']._serialized_end=617
-  _globals['_RETRIEVEROW']._serialized_start=619
-  _globals['_RETRIEVEROW']._serialized_end=717
-  _globals['_RETRIEVERGETINFOREQUEST']._serialized_start=719
-  _globals['_RETRIEVERGETINFOREQUEST']._serialized_end=744
-  _globals['_RETRIEVERGETINFORESPONSE']._serialized_start=747
-  _globals['_RETRIEVERGETINFORESPONSE']._serialized_end=898
-  _globals['_RETRIEVER']._serialized_start=901
-  _globals['_RETRIEVER']._serialized_end=1161
+  _globals['_RETRIEVEREQUEST']._serialized_end=438
+  _globals['_FILTER']._serialized_start=441
+  _globals['_FILTER']._serialized_end=629
+  _globals['_ATTRIBUTEVALUE']._serialized_start=631
+  _globals['_ATTRIBUTEVALUE']._serialized_end=724
+  _globals['_RETRIEVERESPONSE']._serialized_start=727
+  _globals['_RETRIEVERESPONSE']._serialized_end=881
+  _globals['_RETRIEVEBATCHREQUEST']._serialized_start=883
+  _globals['_RETRIEVEBATCHREQUEST']._serialized_end=953
+  _globals['_RETRIEVEBATCHRESPONSE']._serialized_start=955
+  _globals['_RETRIEVEBATCHRESPONSE']._serialized_end=1018
+  _globals['_RETRIEVEROW']._serialized_start=1020
+  _globals['_RETRIEVEROW']._serialized_end=1118
+  _globals['_RETRIEVERGETINFOREQUEST']._serialized_start=1120
+  _globals['_RETRIEVERGETINFOREQUEST']._serialized_end=1145
+  _globals['_RETRIEVERGETINFORESPONSE']._serialized_start=1148
+  _globals['_RETRIEVERGETINFORESPONSE']._serialized_end=1426
+  _globals['_ATTRIBUTE']._serialized_start=1428
+  _globals['_ATTRIBUTE']._serialized_end=1495
+  _globals['_RETRIEVER']._serialized_start=1683
+  _globals['_RETRIEVER']._serialized_end=1943
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,13 @@ if _version_not_supported:
 
 class RetrieverStub:
     """Exact top-k of a sequence model inside clusters of the tree.
+
+    What an item must pass to be returned, whatever else it is: it is in the tree of the release
+    (what the tree has lost since the export is deleted), it is not withheld by the operator, it lies
+    in no node of exclude_node_ids, it is not in deny_item_ids, it is not in the history (unless
+    include_seen), it is in allow_item_ids if that is set, and every filter holds. Of what is left
+    the best are taken, at most max_per_leaf of one leaf: first from node_ids, then by widening.
+    Widening passes by none of these.
     """
 
     def __init__(self, channel):
@@ -54,6 +61,13 @@ class RetrieverStub:
 
 class RetrieverServicer:
     """Exact top-k of a sequence model inside clusters of the tree.
+
+    What an item must pass to be returned, whatever else it is: it is in the tree of the release
+    (what the tree has lost since the export is deleted), it is not withheld by the operator, it lies
+    in no node of exclude_node_ids, it is not in deny_item_ids, it is not in the history (unless
+    include_seen), it is in allow_item_ids if that is set, and every filter holds. Of what is left
+    the best are taken, at most max_per_leaf of one leaf: first from node_ids, then by widening.
+    Widening passes by none of these.
     """
 
     def Retrieve(self, request, context):
@@ -105,6 +119,13 @@ def add_RetrieverServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Retriever:
     """Exact top-k of a sequence model inside clusters of the tree.
+
+    What an item must pass to be returned, whatever else it is: it is in the tree of the release
+    (what the tree has lost since the export is deleted), it is not withheld by the operator, it lies
+    in no node of exclude_node_ids, it is not in deny_item_ids, it is not in the history (unless
+    include_seen), it is in allow_item_ids if that is set, and every filter holds. Of what is left
+    the best are taken, at most max_per_leaf of one leaf: first from node_ids, then by widening.
+    Widening passes by none of these.
     """
 
     @staticmethod

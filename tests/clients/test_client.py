@@ -17,9 +17,12 @@ from running import in_thread
 from serendip_client import AsyncSerendipClient, HistoryItem, SerendipClient
 from toy_tiers import NODES, PLANNER_VERSIONS, RETRIEVER_VERSIONS, TREE, Tiers
 
+from serendip import wire
 from serendip.core import (
+    AttributeType,
     Candidate,
     DeadlineSpent,
+    Filter,
     InvalidRequest,
     NotFound,
     NotReady,
@@ -39,6 +42,7 @@ METHODS = (
     "get_cluster",
     "retrieve",
     "retrieve_batch",
+    "retriever_info",
     "recommend",
 )
 
@@ -165,6 +169,55 @@ def test_retrieve(client: Both) -> None:
     assert request.history[2].satisfaction == 0.5
     assert (list(request.exclude_node_ids), list(request.deny_item_ids)) == ([3], ["z"])
     assert (request.include_seen, request.no_widening) == (True, True)
+
+
+def test_what_a_retrieval_may_ask_for_arrives(client: Both) -> None:
+    filters = [
+        Filter("language", any_of=["en", "de"]),
+        Filter("age", at_least=6, at_most=12.5),
+        Filter("kids", none_of=[False]),
+    ]
+    client.retrieve(
+        ["a"],
+        [4],
+        tree_version=TREE,
+        filters=filters,
+        allow_item_ids=["x", "y"],
+        max_per_leaf=2,
+        require_known_history=True,
+    )
+    query = wire.query_from_proto(client.tiers.retriever.requests[-1])
+    assert query.filters == tuple(filters)
+    assert query.filters[2].none_of[0] is False
+    assert query.allow_item_ids == ("x", "y")
+    assert (query.max_per_leaf, query.require_known_history) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"allow_item_ids": []}, "allow_item_ids"),
+        ({"allow_item_ids": "xy"}, "allow_item_ids"),
+        ({"max_per_leaf": -1}, "max_per_leaf"),
+    ],
+)
+def test_what_would_be_misread_is_refused(
+    client: Both, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.retrieve([], [4], tree_version=TREE, **options)
+    assert caught.value.field == field
+    with pytest.raises(InvalidRequest, match="must be a list"):
+        Filter("language", any_of="en")
+
+
+def test_retriever_info(client: Both) -> None:
+    info = client.retriever_info()
+    assert (info.versions, info.tree_versions) == (RETRIEVER_VERSIONS, (TREE,))
+    assert (info.item_count, info.max_history, info.dimensions) == (1000, 50, 65)
+    assert info.attributes == {"age": AttributeType.INTEGER}
+    counts = info.fresh_item_count, info.deleted_item_count, info.withheld_item_count
+    assert counts == (3, 2, 1)
 
 
 def test_retrieve_batch(client: Both) -> None:

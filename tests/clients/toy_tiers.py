@@ -8,6 +8,7 @@ from typing import Any
 
 from serendip import wire
 from serendip.core import (
+    AttributeType,
     Candidate,
     InvalidRequest,
     NotFound,
@@ -29,6 +30,7 @@ from serendip.v1 import (
     retriever_pb2,
     retriever_pb2_grpc,
 )
+from serendip.wire_filters import attributes_to_proto
 
 TREE = "0123456789ab"
 PLANNER_VERSIONS = Versions(tree_version=TREE, planner_version="p", plans_version="q")
@@ -153,6 +155,19 @@ class Retriever(retriever_pb2_grpc.RetrieverServicer):
             except InvalidRequest as error:
                 rows.append(retriever_pb2.RetrieveRow(status=status_of(error)))
         return retriever_pb2.RetrieveBatchResponse(rows=rows)
+
+    async def GetInfo(self, request: Any, context: Any) -> retriever_pb2.RetrieverGetInfoResponse:
+        return retriever_pb2.RetrieverGetInfoResponse(
+            versions=wire.versions_to_proto(RETRIEVER_VERSIONS),
+            tree_versions=[TREE],
+            item_count=1000,
+            max_history=50,
+            dimensions=65,
+            attributes=attributes_to_proto({"age": AttributeType.INTEGER}),
+            fresh_item_count=3,
+            deleted_item_count=2,
+            withheld_item_count=1,
+        )
 
     def _answer(self, request: Any) -> retriever_pb2.RetrieveResponse:
         query = wire.query_from_proto(request)

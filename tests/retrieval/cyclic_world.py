@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,14 @@ RETRIEVER = RetrieverConfig(
     lr=1e-2,
     dropout=0.0,
     threads=1,
+    attributes=("language", "age", "created_at"),
 )
+# Of item-0, item-1, ...: nulls among them.
+ATTRIBUTES: dict[str, list[Any]] = {
+    "language": [("en", "de", None)[i % 3] for i in range(ITEMS)],
+    "age": [None if i % 7 == 0 else i % 18 for i in range(ITEMS)],
+    "created_at": [i * 1000 for i in range(ITEMS)],
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def write_data(folder: Path) -> None:
         "title": pa.array(names, pa.string()),
         "text": pa.array([""] * ITEMS, pa.string()),
         "thumbnail": pa.array([None] * ITEMS, pa.string()),
-        "created_at": pa.array([0] * ITEMS, pa.int64()),
+        **{name: pa.array(values) for name, values in ATTRIBUTES.items()},
     }
     pq.write_table(pa.table(items), folder / "items.parquet")
     rng = np.random.default_rng(1)

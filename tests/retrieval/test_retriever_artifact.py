@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from cyclic_world import World
@@ -18,6 +23,7 @@ from serendip.core import CorruptArtifact, InvalidData, NotFound
 from serendip.retrieval import export
 from serendip.retrieval.export import load_model, parity_error, write_retriever
 from serendip.retrieval.model import ModelShape, SequenceModel
+from serendip.retrieval.opening import FILES
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.retrieval.sequences import Sequences
 from serendip.retrieval.train import fit, order_version, publish_retriever, validate
@@ -130,10 +136,15 @@ def test_a_log_with_nothing_to_learn_is_refused() -> None:
 def test_the_artefact_has_what_a_server_needs(cyclic: World) -> None:
     retriever, tree = cyclic.retriever, cyclic.tree
     assert set(retriever.files) == {
+        "attributes.parquet",
         "golden.npz",
+        "item_id_start.npy",
+        "item_id_table.npy",
+        "item_ids.npy",
         "item_order.parquet",
         "items.npy",
         "model.onnx",
+        "model.onnx.data",
         "model.safetensors",
         "nodes.parquet",
         "satisfaction.npy",
@@ -181,7 +192,12 @@ def test_an_export_that_differs_is_not_published(
     with torch.no_grad():
         model.norm.bias[0] += 1e-3
     assert parity_error(model, exported) == pytest.approx(1e-3, rel=0.05)
-    monkeypatch.setattr(export, "export_onnx", lambda _, path: shutil.copy(exported, path))
+
+    def copied(_: SequenceModel, path: Path) -> None:
+        for name in ("model.onnx", "model.onnx.data"):
+            shutil.copy(exported.with_name(name), path.with_name(name))
+
+    monkeypatch.setattr(export, "export_onnx", copied)
     with pytest.raises(CorruptArtifact, match="differs from the model"):
         write_retriever(tmp_path, model, cyclic.tree, np.zeros(120, np.float32))
 
@@ -212,8 +228,8 @@ def test_a_whole_artefact_opens(copy: Artifact, capfd: pytest.CaptureFixture[str
 
 def spoil_matrix(path: Path, change: str) -> None:
     matrix = np.load(path / "items.npy")
-    if change == "nan":
-        matrix[7, 3] = np.nan
+    if change in ("nan", "inf", "-inf"):
+        matrix[119, 3] = float(change)
     elif change == "short":
         matrix = matrix[:-1]
     elif change == "double":
@@ -230,12 +246,14 @@ def spoil_matrix(path: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("nan", "not finite"),
-        ("short", "must be float32"),
-        ("double", "must be float32"),
-        ("fortran", "C-contiguous"),
-        ("reversed", "golden"),
-        ("narrow", "golden"),
+        ("nan", "items.npy: holds a number that is not finite"),
+        ("inf", "items.npy: holds a number that is not finite"),
+        ("-inf", "items.npy: holds a number that is not finite"),
+        ("short", r"items.npy: must be float32\[120, any\], is float32\[119, 25\]"),
+        ("double", "items.npy: must be float32"),
+        ("fortran", "items.npy: must be C-contiguous"),
+        ("reversed", "golden.npz: the golden outputs differ"),
+        ("narrow", "items.npy: has rows of 24 numbers, and model.onnx makes users of 25"),
     ],
 )
 def test_a_spoilt_matrix_is_refused(copy: Artifact, change: str, message: str) -> None:
@@ -244,25 +262,137 @@ def test_a_spoilt_matrix_is_refused(copy: Artifact, change: str, message: str) -
         ClusterRanker.open(copy)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.onnx", "items.npy", "golden.npz", "nodes.parquet", "satisfaction.npy"]
-)
-def test_a_file_that_is_none_is_refused(copy: Artifact, name: str) -> None:
-    (copy.path / name).write_bytes(b"no such thing")
-    with pytest.raises(CorruptArtifact):
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_short_is_named(copy: Artifact, name: str, keep: float) -> None:
+    data = (copy.path / name).read_bytes()
+    (copy.path / name).write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(CorruptArtifact, match=re.escape(name)):
         ClusterRanker.open(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_none_or_is_not_there_is_named(copy: Artifact, name: str) -> None:
+    (copy.path / name).write_bytes(b"no such thing" * 40)
+    with pytest.raises(CorruptArtifact, match=re.escape(name)):
+        ClusterRanker.open(copy)
+    (copy.path / name).unlink()
+    with pytest.raises(CorruptArtifact, match=re.escape(name)):
+        ClusterRanker.open(copy)
+    files = {file: digest for file, digest in copy.files.items() if file != name}
+    with pytest.raises(CorruptArtifact, match="names no such file"):
+        ClusterRanker.open(dataclasses.replace(copy, files=files))
+
+
+@pytest.mark.parametrize("fact", ["order_version", "max_history", "prior_satisfaction"])
+def test_a_fact_that_is_not_there_is_named(copy: Artifact, fact: str) -> None:
+    facts = {key: value for key, value in copy.facts.items() if key != fact}
+    with pytest.raises(CorruptArtifact, match=rf"manifest.json: .*{fact}"):
+        ClusterRanker.open(dataclasses.replace(copy, facts=facts))
 
 
 def test_a_pickle_is_never_loaded(copy: Artifact) -> None:
     np.save(copy.path / "satisfaction.npy", np.array([{}] * 120, dtype=object), allow_pickle=True)
-    with pytest.raises(CorruptArtifact, match="cannot be read"):
+    with pytest.raises(CorruptArtifact, match=r"satisfaction.npy: cannot be read"):
+        ClusterRanker.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("item_id_start.npy", lambda a: a[:-1], "must be int64"),
+        ("item_id_start.npy", lambda a: np.maximum(a - 1, 0), "does not cut"),
+        ("item_ids.npy", lambda a: a[:-1], "does not cut"),
+        ("item_ids.npy", lambda a: np.where(a == ord("-"), 255, a).astype(np.uint8), "item_id"),
+        ("item_id_table.npy", lambda a: a[:128], "slots for 120 IDs"),
+        ("item_id_table.npy", lambda a: np.where(a == 7, 8, a).astype(np.int32), "does not"),
+        ("item_id_table.npy", lambda a: np.where(a == 7, 500, a).astype(np.int32), "every rank"),
+        ("item_id_table.npy", lambda a: np.roll(a, 100), "does not find"),
+        ("satisfaction.npy", lambda a: a.astype(np.float64), "must be float32"),
+        ("satisfaction.npy", lambda a: np.full(120, np.inf, np.float32), "not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    copy: Artifact, name: str, change: Any, message: str
+) -> None:
+    np.save(copy.path / name, change(np.load(copy.path / name)))
+    with pytest.raises(CorruptArtifact, match=message):
+        ClusterRanker.open(copy)
+
+
+def graph_of(inputs: dict[str, int], outputs: dict[str, int], width: int) -> onnx.ModelProto:
+    """A graph with these names, types and output width, that does nothing."""
+    info = onnx.helper.make_tensor_value_info
+    given = [info(name, kind, ["b", "t"][: 1 + (name == "ids")]) for name, kind in inputs.items()]
+    made = [info(name, kind, ["b", width]) for name, kind in outputs.items()]
+    value = onnx.helper.make_tensor("v", onnx.TensorProto.FLOAT, [1, width], [0.0] * width)
+    node = onnx.helper.make_node("Constant", [], list(outputs), value=value)
+    graph = onnx.helper.make_graph([node], "g", given, made)
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=10
+    )
+
+
+INT64, FLOAT = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
+PORTS = {"ids": INT64, "length": INT64}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "width", "message"),
+    [
+        ({"ids": INT64}, {"user": FLOAT}, 25, "model.onnx: must map"),
+        ({**PORTS, "time": INT64}, {"user": FLOAT}, 25, "model.onnx: must map"),
+        ({"ids": onnx.TensorProto.INT32, "length": INT64}, {"user": FLOAT}, 25, "must map"),
+        ({"items": INT64, "length": INT64}, {"user": FLOAT}, 25, "model.onnx: must map"),
+        (PORTS, {"vector": FLOAT}, 25, "model.onnx: must map"),
+        (PORTS, {"user": FLOAT}, 24, "model.onnx makes users of 24"),
+        (PORTS, {"user": FLOAT}, 25, "golden"),
+    ],
+)
+def test_a_graph_of_another_kind_is_refused(
+    copy: Artifact, inputs: dict[str, int], outputs: dict[str, int], width: int, message: str
+) -> None:
+    onnx.save(graph_of(inputs, outputs, width), copy.path / "model.onnx")
+    with pytest.raises(CorruptArtifact, match=message):
         ClusterRanker.open(copy)
 
 
 def test_golden_outputs_of_other_weights_are_refused(copy: Artifact) -> None:
     with np.load(copy.path / "golden.npz") as file:
         golden = dict(file)
-    golden["user"] = golden["user"] + np.float32(1e-2)
-    np.savez(copy.path / "golden.npz", **golden)
-    with pytest.raises(CorruptArtifact, match="golden outputs differ"):
-        ClusterRanker.open(copy)
+    for key in ("user", "top_scores"):
+        changed = {**golden, key: golden[key] + np.float32(1e-2)}
+        np.savez(copy.path / "golden.npz", **changed)
+        with pytest.raises(CorruptArtifact, match=r"golden.npz: the golden outputs differ"):
+            ClusterRanker.open(copy)
+
+
+def test_a_tree_of_another_version_is_refused(cyclic: World) -> None:
+    tree = cyclic.artifacts.open("tree", cyclic.tree.version)
+    other = dataclasses.replace(tree, facts={"tree_version": "f" * 12})
+    with pytest.raises(CorruptArtifact, match="the release's is another"):
+        ClusterRanker.open(cyclic.retriever, other)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def without_leaves(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["leaf"]), path)
+
+
+def reversed_rows(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.take(pa.array(range(len(table) - 1, -1, -1))), path)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, cut_short, without_leaves, reversed_rows])
+def test_a_grown_tree_that_cannot_be_read_is_named(
+    cyclic: World, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    tree = cyclic.artifacts.open("tree", cyclic.tree.version)
+    shutil.copytree(tree.path, tmp_path / "tree")
+    spoil(tmp_path / "tree" / "items.parquet")
+    with pytest.raises(CorruptArtifact, match=rf"tree/{tree.version}/items.parquet"):
+        ClusterRanker.open(cyclic.retriever, dataclasses.replace(tree, path=tmp_path / "tree"))

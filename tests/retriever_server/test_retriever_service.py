@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,29 @@ def agree_with_torch(model: Any, world: World, query: RetrievalQuery, retrieval:
     own = [c for c in retrieval.candidates if not c.widened]
     assert [c.item_id for c in own] == [tree.item_ids[rank] for rank in best]
     assert np.allclose([c.score for c in own], scores[best], rtol=1e-6, atol=1e-5)
+
+
+def test_the_cache_of_user_vectors_is_counted_and_changes_no_answer(released: World) -> None:
+    query = request(released, history=("item-3", "item-9"))
+
+    async def run() -> None:
+        async with (
+            serve(
+                open_release(released.artifacts, user_cache=5), ServerOptions(metrics_port=0)
+            ) as running,
+            grpc.aio.insecure_channel(running.address) as channel,
+        ):
+            stub = retriever_pb2_grpc.RetrieverStub(channel)
+            first, second = await stub.Retrieve(query), await stub.Retrieve(query)
+            assert first == second
+            await stub.Retrieve(request(released, history=()))
+            url = f"http://127.0.0.1:{running.metrics_port}/metrics"
+            page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
+            lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line[0] != "#")
+            assert lines["serendip_user_cache_hits_total"] == "1.0"
+            assert lines["serendip_user_cache_misses_total"] == "1.0"
+
+    asyncio.run(run())
 
 
 def test_a_batch_of_many_widths_gives_each_caller_its_own(released: World) -> None:
@@ -334,6 +358,23 @@ def test_a_release_of_two_trees_is_refused(released: World) -> None:
             open_release(artifacts)
     finally:
         artifacts.make_current("release", good)
+
+
+@pytest.mark.parametrize("name", ["items.npy", "model.onnx.data", "item_id_table.npy"])
+def test_a_file_that_differs_from_its_hash_is_refused(
+    released: World, tmp_path: Any, name: str
+) -> None:
+    shutil.copytree(released.artifacts.root, tmp_path / "artifacts")
+    artifacts = Artifacts(tmp_path / "artifacts")
+    path = artifacts.open("retriever", released.retriever.version, verify=False).path
+    # What only training reads is neither hashed nor needed.
+    (path / "model.safetensors").write_bytes(b"")
+    open_release(artifacts)
+    data = bytearray((path / name).read_bytes())
+    data[-1] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(CorruptArtifact, match=rf"{name}: differs from its sha256"):
+        open_release(artifacts)
 
 
 # --- the process -------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from serendip import wire
 from serendip.core import (
+    AttributeType,
     Candidate,
+    Filter,
     InvalidRequest,
     NotFound,
     Plan,
@@ -22,11 +24,30 @@ from serendip.core import (
     Versions,
 )
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+from serendip.wire_filters import attributes_from_proto, attributes_to_proto
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
 NODES = st.integers(0, 2**31 - 1)
 SCORES = st.floats(-100, 100, width=32)
 VERSION = st.text("0123456789abcdef", min_size=12, max_size=12)
+
+
+VALUES = (
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.booleans()
+)
+BOUNDS = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def filters(draw: st.DrawFn) -> Filter:
+    any_of, none_of = (tuple(draw(st.lists(VALUES, max_size=4))) for _ in range(2))
+    low, high = draw(BOUNDS), draw(BOUNDS)
+    if not any_of and not none_of and low is None and high is None:
+        any_of = (draw(VALUES),)
+    return Filter(draw(IDS), any_of, none_of, low, high)
 
 
 @st.composite
@@ -45,6 +66,10 @@ def queries(draw: st.DrawFn) -> RetrievalQuery:
         deny_item_ids=tuple(draw(st.lists(IDS, max_size=8))),
         include_seen=draw(st.booleans()),
         widening=draw(st.booleans()),
+        filters=tuple(draw(st.lists(filters(), max_size=3))),
+        allow_item_ids=draw(st.none() | st.lists(IDS, min_size=1, max_size=5).map(tuple)),
+        max_per_leaf=draw(st.integers(0, 1000)),
+        require_known_history=draw(st.booleans()),
     )
 
 
@@ -53,11 +78,18 @@ def test_a_query_survives_the_wire(query: RetrievalQuery, tree_version: str) -> 
     message = wire.query_to_proto(query, tree_version=tree_version)
     arrived = retriever_pb2.RetrieveRequest.FromString(message.SerializeToString())
     assert arrived.tree_version == tree_version
-    assert wire.query_from_proto(arrived) == query
+    got = wire.query_from_proto(arrived)
+    assert got == query
+    # True equals 1, and 1 equals 1.0: the types must survive as well.
+    assert types_of(got) == types_of(query)
+
+
+def types_of(query: RetrievalQuery) -> list[list[type]]:
+    return [[type(v) for v in (*f.any_of, *f.none_of)] for f in query.filters]
 
 
 @given(
-    st.lists(st.builds(Candidate, IDS, SCORES, NODES, st.booleans()), max_size=9),
+    st.lists(st.builds(Candidate, IDS, SCORES, NODES, st.booleans(), st.booleans()), max_size=9),
     st.lists(NODES, max_size=5),
     st.builds(Versions, VERSION, VERSION, VERSION, VERSION, VERSION),
 )
@@ -122,6 +154,8 @@ def test_an_unset_satisfaction_is_a_satisfied_one_and_an_unknown_time_compares_w
     assert wire.query_from_proto(plain).satisfaction == ()
 
 
+FILTER, VALUE = retriever_pb2.Filter, retriever_pb2.AttributeValue
+SOUND = FILTER(attribute="a", any_of=[VALUE(text="x")])
 Change = Callable[[retriever_pb2.RetrieveRequest], object]
 
 
@@ -145,6 +179,20 @@ Change = Callable[[retriever_pb2.RetrieveRequest], object]
         (lambda r: setattr(r.history[2], "satisfaction", 1.5), "history.satisfaction"),
         (lambda r: setattr(r.history[2], "satisfaction", float("nan")), "history.satisfaction"),
         (lambda r: r.history.extend([r.history[2]] * 10_000), "history"),
+        (lambda r: r.allow_item_ids.extend(["x"] * 10_001), "allow_item_ids"),
+        (lambda r: r.allow_item_ids.extend(["x", "y" * 257]), "allow_item_ids[1]"),
+        (lambda r: setattr(r, "max_per_leaf", -1), "max_per_leaf"),
+        (lambda r: setattr(r, "max_per_leaf", 1001), "max_per_leaf"),
+        (lambda r: r.filters.extend([SOUND] * 17), "filters"),
+        (lambda r: r.filters.extend([SOUND, FILTER(attribute="a")]), "filters[1]"),
+        (lambda r: r.filters.add(attribute="a", any_of=[VALUE()]), "filters[0].any_of[0]"),
+        (lambda r: r.filters.add(attribute="a", none_of=[VALUE()]), "filters[0].none_of[0]"),
+        (
+            lambda r: r.filters.add(attribute="a", any_of=[VALUE(flag=True)] * 1001),
+            "filters[0].any_of",
+        ),
+        (lambda r: r.filters.add(attribute="a", at_least=float("nan")), "filters[0].at_least"),
+        (lambda r: r.filters.add(attribute="a", at_most=float("inf")), "filters[0].at_most"),
     ],
 )
 def test_what_the_protos_call_invalid_names_its_field(change: Change, field: str) -> None:
@@ -154,6 +202,19 @@ def test_what_the_protos_call_invalid_names_its_field(change: Change, field: str
     with pytest.raises(InvalidRequest) as caught:
         wire.query_from_proto(message)
     assert caught.value.field == field
+
+
+def test_an_empty_allowed_set_is_none_on_the_wire_and_refused_before_it() -> None:
+    assert wire.query_from_proto(request()).allow_item_ids is None
+    with pytest.raises(InvalidRequest, match="allow_item_ids"):
+        RetrievalQuery(history=(), node_ids=(0,), k=1, allow_item_ids=())
+
+
+def test_attribute_types_survive_the_wire_and_those_of_a_newer_server_are_left_out() -> None:
+    types = {t.value: t for t in AttributeType}
+    messages = attributes_to_proto(types)
+    newer = retriever_pb2.Attribute(name="later", type=77)
+    assert attributes_from_proto([*messages, newer]) == types
 
 
 def test_ids_of_256_bytes_pass() -> None:

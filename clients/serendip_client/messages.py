@@ -1,0 +1,106 @@
+"""Between what the client's methods take and return, and messages; a part of operations.py.
+
+Knows no call and no channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from serendip.core import InvalidRequest
+from serendip.v1 import planner_pb2, retriever_pb2
+from serendip.wire import (
+    error_from_status,
+    history_to_proto,
+    plan_from_proto,
+    retrieval_from_proto,
+    source_from_proto,
+    versions_from_proto,
+)
+from serendip_client.types import Cluster, History, HistoryItem, PlanRow, Retrieved
+
+# --- requests ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """What cannot even be put into a message (a wrong type, an int too large) is the caller's."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the request cannot be built: {error}") from error
+
+
+def listed(values: Sequence[str], field: str) -> Sequence[str]:
+    if isinstance(values, str):  # a sequence of its letters otherwise
+        raise InvalidRequest(
+            "must be a list", field=field, value=values, remedy=f"Send [{values!r}]."
+        )
+    return values
+
+
+def events_of(history: History) -> list[HistoryItem]:
+    if isinstance(history, str):
+        raise InvalidRequest("must be a list", field="history", value=history)
+    events = []
+    for index, event in enumerate(history):
+        if isinstance(event, HistoryItem):
+            events.append(event)
+        elif isinstance(event, str):
+            events.append(HistoryItem(event))
+        elif isinstance(event, tuple) and len(event) == 3:
+            events.append(HistoryItem(*event))
+        else:
+            raise InvalidRequest(
+                "must be an item_id, an (item_id, timestamp_ms, satisfaction) or a HistoryItem",
+                field=f"history[{index}]",
+                value=event,
+            )
+    return events
+
+
+def history_messages(events: list[HistoryItem]) -> list[Any]:
+    return list(
+        history_to_proto(
+            [event.item_id for event in events],
+            [event.satisfaction for event in events],
+            [event.timestamp_ms for event in events],
+        )
+    )
+
+
+# --- responses ---------------------------------------------------------------------------
+
+
+def plan_row(row: planner_pb2.PlanRow) -> PlanRow:
+    error = error_from_status(row.status)
+    return PlanRow(
+        plan=plan_from_proto(row.plan) if error is None else None,
+        source=source_from_proto(row.source),
+        age_s=row.age.ToNanoseconds() / 1e9,
+        versions=versions_from_proto(row.versions),
+        error=error,
+    )
+
+
+def cluster(message: planner_pb2.Cluster, tree_version: str) -> Cluster:
+    return Cluster(
+        node_id=message.node_id,
+        level=message.level,
+        parent_node_id=message.parent_node_id if message.parent_node_id >= 0 else None,
+        description=message.description,
+        item_count=message.item_count,
+        tree_version=tree_version,
+    )
+
+
+def retrieved(response: retriever_pb2.RetrieveResponse) -> Retrieved:
+    retrieval, versions = retrieval_from_proto(response)
+    return Retrieved(
+        candidates=retrieval.candidates,
+        widened_to=retrieval.widened_to,
+        unknown_history_items=retrieval.unknown_history_items,
+        versions=versions,
+    )
