@@ -30,11 +30,13 @@ class Sequences:
         item: int64[E], item ranks.
         satisfaction: float32[E], in [0, 1].
         start: int64[U + 1]; user u owns events [start[u], start[u + 1]).
+        timestamp: int64[E], never falling within a user; None where only the order is known.
     """
 
     item: Int64
     satisfaction: Float32
     start: Int64
+    timestamp: Int64 | None = None
 
     @property
     def users(self) -> int:
@@ -61,12 +63,42 @@ class Sequences:
             item=log.column("rank").to_numpy().astype(np.int64),
             satisfaction=log.column("satisfaction").to_numpy().astype(np.float32),
             start=start,
+            timestamp=log.column("timestamp").to_numpy().astype(np.int64),
         )
+
+    @classmethod
+    def in_given_order(cls, histories: Sequence[Int64]) -> Sequences:
+        """Users' events in the order they come in, each fully satisfying, without timestamps.
+
+        Args:
+            histories: of each user, int64[n] item ranks.
+        """
+        start = np.zeros(len(histories) + 1, np.int64)
+        np.cumsum([len(h) for h in histories], out=start[1:])
+        item = np.concatenate([np.zeros(0, np.int64), *histories])
+        return cls(item, np.ones(len(item), np.float32), start)
+
+    def first_events(self, kept: Int64) -> Sequences:
+        """The first ``kept[u]`` events of each user, int64[U]; users with none stay, empty."""
+        size = np.diff(self.start)
+        at = np.arange(len(self.item)) - np.repeat(self.start[:-1], size)
+        there = at < np.repeat(kept, size)
+        start = np.zeros(len(self.start), np.int64)
+        np.cumsum(np.minimum(kept, size), out=start[1:])
+        timestamp = None if self.timestamp is None else self.timestamp[there]
+        return Sequences(self.item[there], self.satisfaction[there], start, timestamp)
 
     def training_ends(self) -> Int64:
         """int64[U]: end of each user's training events; what follows, if any, validates."""
         held_out = np.diff(self.start) >= MIN_EVENTS_TO_VALIDATE
         return self.start[1:] - held_out
+
+    def training_targets(self) -> Int64:
+        """The events to learn: all of training but each user's first, satisfaction above 0."""
+        events = np.arange(len(self.item))
+        user = np.repeat(np.arange(self.users), np.diff(self.start))
+        inside = (events > self.start[user]) & (events < self.training_ends()[user])
+        return np.flatnonzero(inside & (self.satisfaction > 0))
 
     def validation_users(self) -> Int64:
         """Users whose last event is for validation alone."""
