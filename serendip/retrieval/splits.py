@@ -72,7 +72,8 @@ def global_temporal(sequences: Sequences, test_share: float = 0.1) -> Split:
         )
     times = np.unique(sequences.timestamp)
     later = len(sequences.item) - np.searchsorted(np.sort(sequences.timestamp), times)
-    moment = times[min(len(times) - 1, int((later > test_share * len(sequences.item)).sum()))]
+    moments = times[later <= test_share * len(sequences.item)]
+    moment = moments[0] if len(moments) else np.iinfo(np.int64).max
     user = np.repeat(np.arange(sequences.users), np.diff(sequences.start))
     before = np.bincount(user, sequences.timestamp < moment, sequences.users).astype(np.int64)
     tested = (before >= MIN_EVENTS_TO_VALIDATE) & (before < np.diff(sequences.start))
