@@ -190,7 +190,6 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> No
     resumed, all_epochs, _ = fit(sequences, 200, LONG, 0, tmp_path)
     assert same(resumed, undisturbed)
     assert untimed(all_epochs) == untimed(epochs)
-    # What was done before the kill was not done again: those seconds are the killed job's.
     assert len(list(tmp_path.glob("training-*.safetensors"))) == 1
 
 

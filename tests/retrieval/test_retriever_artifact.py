@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +15,14 @@ import torch
 from cyclic_world import World
 
 from serendip.artifacts import Artifact, Artifacts
+from serendip.catalog.logs import read_interactions
 from serendip.core import CorruptArtifact, NotFound
-from serendip.retrieval import export
+from serendip.retrieval import export, fitting
+from serendip.retrieval.checkpoint import Epoch
 from serendip.retrieval.export import load_model, parity_error, write_retriever
+from serendip.retrieval.fitting import best_of
 from serendip.retrieval.ranker import ClusterRanker
+from serendip.retrieval.sequences import Sequences
 from serendip.retrieval.train import order_version, publish_retriever
 from serendip.tree.cluster_tree import ClusterTree, read_item_order
 
@@ -54,6 +60,49 @@ def test_the_same_inputs_are_not_trained_on_again(
 ) -> None:
     monkeypatch.setattr("serendip.retrieval.train.fit", None)
     assert publish_retriever(cyclic.config, cyclic.artifacts) == cyclic.retriever
+
+
+def test_an_interrupted_training_is_gone_on_from(
+    cyclic: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cyclic.artifacts.root / "tree", tmp_path / "tree")
+    artifacts, numbers = Artifacts(tmp_path), []
+    short = cyclic.config.retriever.model_copy(update={"epochs": 3, "blocks": 1, "dropout": 0.2})
+    config = cyclic.config.model_copy(update={"retriever": short})
+    whole = fitting._epoch
+
+    def interrupted(*arguments: Any) -> Epoch:
+        numbers.append(arguments[7])
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(fitting, "_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_retriever(config, artifacts)
+    assert artifacts.current_version("retriever") is None
+    resumed = publish_retriever(config, artifacts)
+    assert numbers == [1, 2, 3, 3]
+    assert set(resumed.files) == set(cyclic.retriever.files)
+
+    sequences = Sequences.from_log(read_interactions(config.data_path), cyclic.tree.item_ids)
+    undisturbed, _, _ = fitting.fit(sequences, len(cyclic.tree.item_ids), short, config.seed)
+    weights = undisturbed.state_dict()
+    for name, value in load_model(resumed).state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_the_artefact_tells_how_training_went(cyclic: World) -> None:
+    lines = cyclic.retriever.file("metrics.jsonl").read_text().splitlines()
+    epochs = [Epoch(**json.loads(line)) for line in lines]
+    facts = cyclic.retriever.facts
+    assert [e.number for e in epochs] == list(range(1, facts["epochs"] + 1))
+    assert facts["loss"] == "full"
+    assert facts["ndcg10"] == max(e.ndcg10 for e in epochs) == best_of(epochs).ndcg10
+    assert facts["ndcg10"] > 0.5
+    assert facts["hr10"] >= facts["ndcg10"] >= facts["mrr10"] > 0
+    curves = cyclic.retriever.file("curves.svg").read_text()
+    assert curves.rstrip().endswith("</svg>")
 
 
 def test_without_a_tree_it_says_which_stage_to_run(cyclic: World, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ TINY = RetrieverConfig(
     dimensions=16, blocks=1, heads=2, max_history=6, epochs=2, batch_size=16, threads=1
 )
 # Long enough that a kill comes between two epochs.
-LONG = TINY.model_copy(update={"epochs": 6, "dropout": 0.3})
+LONG = TINY.model_copy(update={"epochs": 8, "dropout": 0.3, "batch_size": 64})
 
 
 def noise(items: int, users: int, events: int) -> Sequences:
