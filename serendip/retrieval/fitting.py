@@ -7,7 +7,6 @@ one that was not. This module knows no artefact.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import time
@@ -34,8 +33,6 @@ _WARM_UP_SHARE = 0.1
 _FINAL_LR_SHARE = 0.03
 _WEIGHT_DECAY = 0.01
 _HELD_OUT = 1  # sets randomness apart: the users that validate
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
-_KEPT_BYTES = 1 << 30
 
 Int64 = npt.NDArray[np.int64]
 
@@ -192,7 +189,6 @@ def _key(sequences: Sequences, items: int, config: RetrieverConfig, seed: int) -
 def _torch_state(seed: int, threads: int) -> Iterator[None]:
     """Seeds torch, sets its threads, flushes denormals; puts all that back."""
     before = torch.get_num_threads()
-    _keep_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
@@ -203,11 +199,3 @@ def _torch_state(seed: int, threads: int) -> Iterator[None]:
         finally:
             torch.set_flush_denormal(False)
             torch.set_num_threads(before)
-
-
-def _keep_memory() -> None:
-    """Lets malloc keep what is freed, up to a GiB: a batch's arrays then cost no new pages."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's
-        libc.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
