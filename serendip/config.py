@@ -191,6 +191,10 @@ class RetrieverConfig(Section):
     # Two are faster on two idle cores, and many times slower where something else runs.
     threads: int = Field(1, ge=1)
 
+    def recipe(self) -> dict[str, Any]:
+        """The settings that training depends on: a state of others is not gone on from."""
+        return self.model_dump(mode="json", exclude={"threads"})
+
 
 class KeepConfig(Section):
     """Newest versions of each kind that pruning keeps, beside those that something needs."""

@@ -27,12 +27,13 @@ from serendip.retrieval.model import ModelShape, SequenceModel
 from serendip.retrieval.objective import Objective
 from serendip.retrieval.ranking import places_of_last
 from serendip.retrieval.sequences import Sequences, training_batches
+from serendip.retrieval.start import start_model
 
 TOP = 10
 _WARM_UP_SHARE = 0.1
 _FINAL_LR_SHARE = 0.03
 _WEIGHT_DECAY = 0.01
-_HELD_OUT = 1  # sets randomness apart: the users that validate
+_HELD_OUT, _START = 1, 2  # set randomness apart from the epochs': who validates, the start
 
 Int64 = npt.NDArray[np.int64]
 
@@ -72,6 +73,7 @@ def fit(
     objective = Objective.of(config, sequences, items)
     with _torch_state(seed, config.threads):
         model = SequenceModel(shape, config.dropout)
+        start_model(model, sequences, np.random.default_rng([seed, _START]))
         optimizer = _optimizer(model, config.lr)
         key = _key(sequences, items, config, seed)
         epochs: list[Epoch] = []
@@ -178,7 +180,7 @@ def _copy_of(model: SequenceModel) -> dict[str, torch.Tensor]:
 
 def _key(sequences: Sequences, items: int, config: RetrieverConfig, seed: int) -> str:
     """What a training is of, in 64 hexadecimal digits."""
-    settings = {**config.model_dump(mode="json"), "items": items, "seed": seed}
+    settings = {**config.recipe(), "items": items, "seed": seed}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for values in (sequences.item, sequences.satisfaction, sequences.start):
         digest.update(values.tobytes())
