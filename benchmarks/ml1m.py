@@ -36,6 +36,7 @@ from serendip.core import SerendipError
 from serendip.progress import console
 from serendip.retrieval.fitting import fit
 from serendip.retrieval.metrics import hit_rate_at_k, mean_and_error, mrr_at_k, ndcg_at_k
+from serendip.retrieval.objective import loss_for
 from serendip.retrieval.ranking import places_of_last
 from serendip.retrieval.splits import Split, global_temporal, leave_one_out
 from serendip.storage import write_atomically
@@ -145,7 +146,8 @@ def few_users(data: Histories) -> Histories:
 
 
 def run(config: RetrieverConfig, seed: int, split: Split, items: int, folder: Path) -> Result:
-    """Trains and tests, or reads what an earlier run came to."""
+    """Trains and tests, or reads what an earlier run of the same settings came to."""
+    config = config.model_copy(update={"loss": loss_for(config, items)})
     key = hashlib.sha256(json.dumps(config.recipe(), sort_keys=True).encode())
     for part in (split.training, split.test):
         for values in (part.item, part.start):
