@@ -72,16 +72,6 @@ def test_satisfaction_weighs_what_is_learnt() -> None:
     assert scores[1] > scores[2]
 
 
-def test_popular_items_are_ahead_from_the_first_step() -> None:
-    item = np.array([[0, 2, 1, 2, 9], [0, 2, 1, 2, 9], [3, 1, 3, 3, 9]])
-    sequences = Sequences.in_given_order(list(item))
-    still = TINY.model_copy(update={"lr": 1e-12, "epochs": 1})
-    model, _, _ = fit(sequences, 10, still, 0)
-    # Targets are neither first events nor the held-out last ones: 2 four times, 1 three, 3 two.
-    expected = np.log(np.array([1, 4, 5, 3, 1, 1, 1, 1, 1, 1]) / 1.9)
-    assert model.bias[1:].detach().numpy() == pytest.approx(expected, abs=1e-6)
-
-
 def test_auto_goes_from_all_items_to_samples_as_the_catalogue_grows() -> None:
     config = RetrieverConfig()
     sizes = (3_000, 10_000, 10_001, 1_000_000, 1_000_001)
@@ -185,7 +175,7 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> No
     command = [sys.executable, tiny_training.__file__, str(tmp_path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     job = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while len(done_in(tmp_path)) < 2 and job.poll() is None and time.monotonic() < until:
         time.sleep(0.005)
     job.send_signal(signal.SIGKILL)
