@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def fit(
         model = SequenceModel(shape, config.dropout)
         start_model(model, sequences, np.random.default_rng([seed, _START]))
         optimizer = _optimizer(model, config.lr)
+        training = _Training(model, optimizer, objective, sequences, held_out, config, seed)
         key = _key(sequences, items, config, seed)
         epochs: list[Epoch] = []
         weights = _copy_of(model)
@@ -83,10 +85,7 @@ def fit(
             console.print(f"  goes on after epoch {len(epochs)}")
         with progress("retriever", config.epochs * targets, done=len(epochs) * targets) as tick:
             while len(epochs) < config.epochs and not _is_over(epochs, config.patience):
-                epoch = _epoch(
-                    model, optimizer, objective, sequences, held_out, config, seed,
-                    len(epochs) + 1, tick,
-                )  # fmt: skip
+                epoch = training.epoch(len(epochs) + 1, tick)
                 epochs.append(epoch)
                 if best_of(epochs) is epoch:
                     weights = _copy_of(model)
@@ -115,46 +114,50 @@ def _is_over(epochs: list[Epoch], patience: int) -> bool:
 # --- one epoch ---------------------------------------------------------------------------
 
 
-def _epoch(
-    model: SequenceModel,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    sequences: Sequences,
-    held_out: Int64,
-    config: RetrieverConfig,
-    seed: int,
-    number: int,
-    tick: Tick,
-) -> Epoch:
-    began, cpu_began = time.monotonic(), time.process_time()
-    rng = np.random.default_rng([seed, 0, number])
-    torch.manual_seed(int(rng.integers(2**63)))
-    batches = list(training_batches(sequences, config.max_history, config.batch_size, rng))
-    model.train()
-    total = weight = 0.0
-    for i, batch in enumerate(batches):
-        done = (number - 1 + i / len(batches)) / config.epochs
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * _schedule(done)
-        loss, batch_weight = objective.of_batch(model, batch, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        total += float(loss.detach()) * batch_weight
-        weight += batch_weight
-        tick(int((batch.weight > 0).sum()))
-    place = places_of_last(model, sequences, held_out)
-    return Epoch(
-        number,
-        total / max(weight, 1e-9),
-        hit_rate_at_k(place, TOP),
-        ndcg_at_k(place, TOP),
-        mrr_at_k(place, TOP),
-        len(held_out),
-        round(time.monotonic() - began, 3),
-        round(time.process_time() - cpu_began, 3),
-    )
+@dataclass(frozen=True)
+class _Training:
+    """What all epochs share. ``held_out``: int64[V], the users that validate."""
+
+    model: SequenceModel
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    sequences: Sequences
+    held_out: Int64
+    config: RetrieverConfig
+    seed: int
+
+    def epoch(self, number: int, tick: Tick) -> Epoch:
+        """Trains on every target once, then validates. ``number`` counts from 1."""
+        began, cpu_began = time.monotonic(), time.process_time()
+        model, config = self.model, self.config
+        rng = np.random.default_rng([self.seed, 0, number])
+        torch.manual_seed(int(rng.integers(2**63)))
+        batches = list(training_batches(self.sequences, config.max_history, config.batch_size, rng))
+        model.train()
+        total = weight = 0.0
+        for i, batch in enumerate(batches):
+            done = (number - 1 + i / len(batches)) / config.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * _schedule(done)
+            loss, batch_weight = self.objective.of_batch(model, batch, rng)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            self.optimizer.step()
+            total += float(loss.detach()) * batch_weight
+            weight += batch_weight
+            tick(int((batch.weight > 0).sum()))
+        place = places_of_last(model, self.sequences, self.held_out)
+        return Epoch(
+            number,
+            total / max(weight, 1e-9),
+            hit_rate_at_k(place, TOP),
+            ndcg_at_k(place, TOP),
+            mrr_at_k(place, TOP),
+            len(self.held_out),
+            round(time.monotonic() - began, 3),
+            round(time.process_time() - cpu_began, 3),
+        )
 
 
 def _schedule(done: float) -> float:

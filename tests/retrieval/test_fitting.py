@@ -202,7 +202,7 @@ def done_in(folder: Path) -> list[dict[str, float]]:
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = noise(items=30, users=40, events=9)
     first, epochs, _ = fit(sequences, 30, TINY, 3, tmp_path)
-    monkeypatch.setattr(fitting, "_epoch", None)
+    monkeypatch.setattr(fitting._Training, "epoch", None)
     again, all_epochs, _ = fit(sequences, 30, TINY, 3, tmp_path)
     assert same(first, again)
     assert all_epochs == epochs

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +16,7 @@ from cyclic_world import World
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.logs import read_interactions
 from serendip.core import CorruptArtifact, NotFound
+from serendip.progress import Tick
 from serendip.retrieval import export, fitting
 from serendip.retrieval.checkpoint import Epoch
 from serendip.retrieval.export import load_model, parity_error, write_retriever
@@ -69,15 +69,15 @@ def test_an_interrupted_training_is_gone_on_from(
     artifacts, numbers = Artifacts(tmp_path), []
     short = cyclic.config.retriever.model_copy(update={"epochs": 3, "blocks": 1, "dropout": 0.2})
     config = cyclic.config.model_copy(update={"retriever": short})
-    whole = fitting._epoch
+    whole = fitting._Training.epoch
 
-    def interrupted(*arguments: Any) -> Epoch:
-        numbers.append(arguments[7])
+    def interrupted(training: fitting._Training, number: int, tick: Tick) -> Epoch:
+        numbers.append(number)
         if len(numbers) == 3:
             raise KeyboardInterrupt
-        return whole(*arguments)
+        return whole(training, number, tick)
 
-    monkeypatch.setattr(fitting, "_epoch", interrupted)
+    monkeypatch.setattr(fitting._Training, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish_retriever(config, artifacts)
     assert artifacts.current_version("retriever") is None
