@@ -176,13 +176,26 @@ class RetrieverConfig(Section):
     # In histories of full length; shorter ones pack more to a batch.
     batch_size: int = Field(32, ge=1)
     lr: float = Field(2e-3, gt=0)
-    # Items above which full cross-entropy gives way to uniform sampled softmax.
+    # What a training target is compared with (retrieval/losses.py): "full": all items.
+    # "sampled": `negatives` uniform ones that a batch shares. "mixed": half of them uniform, half
+    # the batch's own targets. "bce": one, as SASRec. "gbce": `negatives` of its own, as gSASRec.
+    # "auto": full, above `sampled_above` items sampled, above `mixed_above` mixed.
+    loss: Literal["auto", "full", "sampled", "mixed", "bce", "gbce"] = "auto"
     sampled_above: int = Field(10_000, ge=1)
-    negatives: int = Field(512, ge=1)
+    mixed_above: int = Field(1_000_000, ge=1)
+    negatives: int = Field(512, ge=2)
+    # Epochs without a higher NDCG@10 on the validation users after which training ends; 0: never.
+    patience: int = Field(0, ge=0)
+    # Users, drawn at random, whose last events choose the epoch.
+    validation_users: int = Field(5000, ge=1)
     # Columns of items.parquet that a request may filter by (docs/data.md).
     attributes: tuple[str, ...] = ()
     # Two are faster on two idle cores, and many times slower where something else runs.
     threads: int = Field(1, ge=1)
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that training depends on: a state of others is not gone on from."""
+        return self.model_dump(mode="json", exclude={"threads"})
 
 
 class KeepConfig(Section):
@@ -239,6 +252,8 @@ class Config(Section):
             raise ValueError("plans.beams must be at least plans.clusters")
         if self.retriever.dimensions % self.retriever.heads:
             raise ValueError("retriever.heads must divide retriever.dimensions")
+        if self.retriever.sampled_above > self.retriever.mixed_above:
+            raise ValueError("retriever.mixed_above must be at least retriever.sampled_above")
         return self
 
     @property

@@ -35,8 +35,12 @@ class Tick(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Tick]:
-    """Shows how ``total`` units of work go; the body calls the tick it is given."""
+def progress(what: str, total: int, *, done: int = 0) -> Iterator[Tick]:
+    """Shows how ``total`` units of work go; the body calls the tick it is given.
+
+    Args:
+        done: units that an earlier run has done: they do not count in the rate.
+    """
     if console.is_terminal:
         with Progress(
             TextColumn("  {task.description}"),
@@ -49,14 +53,14 @@ def progress(what: str, total: int) -> Iterator[Tick]:
             console=console,
             transient=True,
         ) as bar:
-            task = bar.add_task(what, total=total, rate="", note="")
+            task = bar.add_task(what, total=total, completed=done, rate="", note="")
             start = time.monotonic()
-            done = 0
+            ours = 0
 
             def on_terminal(n: int = 1, note: str = "") -> None:
-                nonlocal done
-                done += n
-                rate = done / max(time.monotonic() - start, 1e-9)
+                nonlocal ours
+                ours += n
+                rate = ours / max(time.monotonic() - start, 1e-9)
                 if note:
                     bar.update(task, note=note)
                 bar.update(task, advance=n, rate=f"{rate:.1f}/s")
@@ -71,11 +75,11 @@ def progress(what: str, total: int) -> Iterator[Tick]:
         nonlocal last, count
         count += n
         now = time.monotonic()
-        if now - last >= _LINE_EVERY_S and count < total:
+        if now - last >= _LINE_EVERY_S and count and done + count < total:
             rate = count / (now - start)
-            eta = (total - count) / rate
+            eta = (total - done - count) / rate
             print(
-                f"  {what}: {count}/{total}, {rate:.1f}/s, {eta:.0f} s left {note}",
+                f"  {what}: {done + count}/{total}, {rate:.1f}/s, {eta:.0f} s left {note}",
                 file=sys.stderr,
                 flush=True,
             )

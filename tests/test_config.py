@@ -26,6 +26,8 @@ def test_a_file_overrides_single_keys(tmp_path):
         ("level = 9\n", "level"),
         ("level = 2\nlevel_gap = 3\n", "level_gap"),
         ("[retriever]\nheads = 3\n", "retriever.heads"),
+        ("[retriever]\nsampled_above = 9\nmixed_above = 8\n", "retriever.mixed_above"),
+        ("[retriever]\nloss = 'hinge'\n", "retriever.loss"),
         ("[plans]\nclusters = 8\nbeams = 4\n", "beams"),
         ("[planner]\nstyle = 'x'\n", "planner.style"),
         ("level = \n", "--config"),

@@ -1,9 +1,27 @@
-"""Metrics, each with its formula and an example that runs as a test. Knows no model."""
+"""Metrics, each with its formula and an example that runs as a test. Knows no model.
+
+Those of next-item prediction stand in ``retrieval.metrics``, since training reads them as well
+and must not import evaluation; they are handed on here.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+
+from serendip.retrieval.metrics import hit_rate_at_k, mean_and_error, mrr_at_k, ndcg_at_k
+
+__all__ = [
+    "hit_rate_at_k",
+    "mean_and_error",
+    "mrr_at_k",
+    "ndcg_at_k",
+    "percentile",
+    "purity",
+    "recall_at_k",
+    "share",
+    "wilson_interval",
+]
 
 
 def share(hits: Sequence[bool]) -> float:

@@ -30,11 +30,13 @@ class Sequences:
         item: int64[E], item ranks.
         satisfaction: float32[E], in [0, 1].
         start: int64[U + 1]; user u owns events [start[u], start[u + 1]).
+        timestamp: int64[E], never falling within a user; None where only the order is known.
     """
 
     item: Int64
     satisfaction: Float32
     start: Int64
+    timestamp: Int64 | None = None
 
     @property
     def users(self) -> int:
@@ -61,12 +63,42 @@ class Sequences:
             item=log.column("rank").to_numpy().astype(np.int64),
             satisfaction=log.column("satisfaction").to_numpy().astype(np.float32),
             start=start,
+            timestamp=log.column("timestamp").to_numpy().astype(np.int64),
         )
+
+    @classmethod
+    def in_given_order(cls, histories: Sequence[Int64]) -> Sequences:
+        """Users' events in the order they come in, each fully satisfying, without timestamps.
+
+        Args:
+            histories: of each user, int64[n] item ranks.
+        """
+        start = np.zeros(len(histories) + 1, np.int64)
+        np.cumsum([len(h) for h in histories], out=start[1:])
+        item = np.concatenate([np.zeros(0, np.int64), *histories])
+        return cls(item, np.ones(len(item), np.float32), start)
+
+    def first_events(self, kept: Int64) -> Sequences:
+        """The first ``kept[u]`` events of each user, int64[U]; users with none stay, empty."""
+        size = np.diff(self.start)
+        at = np.arange(len(self.item)) - np.repeat(self.start[:-1], size)
+        there = at < np.repeat(kept, size)
+        start = np.zeros(len(self.start), np.int64)
+        np.cumsum(np.minimum(kept, size), out=start[1:])
+        timestamp = None if self.timestamp is None else self.timestamp[there]
+        return Sequences(self.item[there], self.satisfaction[there], start, timestamp)
 
     def training_ends(self) -> Int64:
         """int64[U]: end of each user's training events; what follows, if any, validates."""
         held_out = np.diff(self.start) >= MIN_EVENTS_TO_VALIDATE
         return self.start[1:] - held_out
+
+    def training_targets(self) -> Int64:
+        """The events to learn: all of training but each user's first, satisfaction above 0."""
+        events = np.arange(len(self.item))
+        user = np.repeat(np.arange(self.users), np.diff(self.start))
+        inside = (events > self.start[user]) & (events < self.training_ends()[user])
+        return np.flatnonzero(inside & (self.satisfaction > 0))
 
     def validation_users(self) -> Int64:
         """Users whose last event is for validation alone."""
@@ -91,27 +123,24 @@ class Batch:
 
 
 def training_windows(sequences: Sequences, max_history: int, rng: np.random.Generator) -> Int64:
-    """int64[W, 3]: windows as (first event, first target, end), for one epoch.
+    """int64[W, 2]: windows as (first event, end), for one epoch; all but the first are targets.
 
-    Every event but a user's first is the target of exactly one window. A window reads up to
-    ``max_history`` events before its last target; where a long history is cut is drawn anew
-    each time, so that no event is always the one with little before it.
+    Every event but a user's first is the target of exactly one window, and no event is read
+    twice but the one that ends a window and begins the next. A long history's last window has
+    half to all of ``max_history`` events, drawn anew each time, so that no event is always the
+    one with little before it.
     """
-    windows: list[tuple[int, int, int]] = []
+    windows: list[tuple[int, int]] = []
     ends = sequences.training_ends().tolist()
     for first, end in zip(sequences.start[:-1].tolist(), ends, strict=True):
-        if end - first < 2:
-            continue
-        cut = end
+        read = max_history
         if end - first > max_history + 1:
-            cut -= int(rng.integers(0, max_history))
-            if cut < end:
-                windows.append((end - max_history - 1, cut, end))
-        while cut - first > 1:
-            begin = max(first, cut - max_history - 1)
-            windows.append((begin, begin + 1, cut))
-            cut = begin + 1
-    return np.asarray(windows, np.int64).reshape(-1, 3)
+            read = int(rng.integers(max_history // 2, max_history + 1))
+        while end - first > 1:
+            begin = max(first, end - read - 1)
+            windows.append((begin, end))
+            end, read = begin + 1, max_history
+    return np.asarray(windows, np.int64).reshape(-1, 2)
 
 
 def training_batches(
@@ -123,7 +152,7 @@ def training_batches(
     windows come in larger batches.
     """
     windows = training_windows(sequences, max_history, rng)
-    length = windows[:, 2] - windows[:, 0] - 1
+    length = windows[:, 1] - windows[:, 0] - 1
     # Noise, so that a batch is not made of the same users every time.
     order = np.argsort(length + rng.integers(-8, 9, len(length)), kind="stable")
     groups: list[list[int]] = [[]]
@@ -140,17 +169,16 @@ def training_batches(
 
 
 def _batch(sequences: Sequences, windows: Int64) -> Batch:
-    first, first_target, end = windows.T
+    first, end = windows.T
     length = end - first - 1
     step = np.arange(length.max())[None, :]
     there = step < length[:, None]
     event = np.where(there, first[:, None] + step, first[:, None])
-    learnt = there & (event + 1 >= first_target[:, None])
     return Batch(
         ids=np.where(there, sequences.item[event] + 1, 0),
         length=length,
         target=np.where(there, sequences.item[event + 1] + 1, 0),
-        weight=np.where(learnt, sequences.satisfaction[event + 1], np.float32(0)),
+        weight=np.where(there, sequences.satisfaction[event + 1], np.float32(0)),
     )
 
 

@@ -3,9 +3,15 @@
 import doctest
 
 from serendip.evaluation import metrics
+from serendip.retrieval import metrics as ranking
 
 
 def test_the_examples_hold():
-    failed, tried = doctest.testmod(metrics)
-    assert tried >= 8
-    assert failed == 0
+    for module, examples in ((metrics, 8), (ranking, 7)):
+        failed, tried = doctest.testmod(module)
+        assert tried >= examples, module
+        assert failed == 0
+
+
+def test_metrics_of_a_ranking_are_at_hand_here_too():
+    assert metrics.ndcg_at_k is ranking.ndcg_at_k

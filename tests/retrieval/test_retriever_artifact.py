@@ -1,8 +1,9 @@
-"""Training, export and the artefact: what is learnt, what is written, what is refused."""
+"""Export and the artefact: what is written, what is refused."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -18,117 +19,19 @@ import torch
 from cyclic_world import World
 
 from serendip.artifacts import Artifact, Artifacts
-from serendip.config import RetrieverConfig
-from serendip.core import CorruptArtifact, InvalidData, NotFound
-from serendip.retrieval import export
+from serendip.catalog.logs import read_interactions
+from serendip.core import CorruptArtifact, NotFound
+from serendip.progress import Tick
+from serendip.retrieval import export, fitting
+from serendip.retrieval.checkpoint import Epoch
 from serendip.retrieval.export import load_model, parity_error, write_retriever
-from serendip.retrieval.model import ModelShape, SequenceModel
+from serendip.retrieval.fitting import best_of
+from serendip.retrieval.model import SequenceModel
 from serendip.retrieval.opening import FILES
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.retrieval.sequences import Sequences
-from serendip.retrieval.train import fit, order_version, publish_retriever, validate
+from serendip.retrieval.train import order_version, publish_retriever
 from serendip.tree.cluster_tree import ClusterTree, read_item_order
-
-TINY = RetrieverConfig(
-    dimensions=16, blocks=1, heads=2, max_history=6, epochs=2, batch_size=16, threads=1
-)
-
-
-def noise(items: int, users: int, events: int) -> Sequences:
-    rng = np.random.default_rng(0)
-    start = np.arange(users + 1, dtype=np.int64) * events
-    item = rng.integers(0, items, users * events)
-    return Sequences(item, np.ones(len(item), np.float32), start)
-
-
-# --- learning ----------------------------------------------------------------------------
-
-
-def test_a_certain_next_item_is_learnt(cyclic: World) -> None:
-    facts = cyclic.retriever.facts
-    assert facts["hr10"] > 0.9
-    assert facts["ndcg10"] > 0.5
-    assert facts["validation_users"] == 250
-
-
-def test_sampled_softmax_learns_it_too(cyclic: World) -> None:
-    from serendip.catalog.logs import read_interactions
-
-    log = read_interactions(cyclic.config.data_path)
-    sequences = Sequences.from_log(log, cyclic.tree.item_ids)
-    settings = cyclic.config.retriever.model_copy(update={"sampled_above": 1, "negatives": 40})
-    _, _, best = fit(sequences, len(cyclic.tree.item_ids), settings, 0)
-    assert best.hr10 > 0.9
-
-
-def test_nothing_is_learnt_from_noise() -> None:
-    # Enough epochs over few users to know their events by heart, were they shown.
-    sequences = noise(items=300, users=300, events=8)
-    settings = RetrieverConfig(
-        dimensions=32, blocks=1, heads=2, max_history=8, epochs=25, lr=1e-2, dropout=0.0, threads=1
-    )
-    _, epochs, best = fit(sequences, 300, settings, 0)
-    chance = 10 / (300 - 7)
-    assert epochs[-1].loss < 5.0 < np.log(300)  # it did learn its training events
-    assert best.hr10 < chance + 0.06
-
-
-def test_a_model_that_tells_nothing_apart_gains_nothing() -> None:
-    model = SequenceModel(ModelShape(40, 8, 1, 2, 4))
-    with torch.no_grad():
-        model.item.weight.zero_()
-    sequences = noise(items=40, users=20, events=5)
-    assert validate(model, sequences, sequences.validation_users()) == (0.0, 0.0)
-
-
-def test_metrics_are_those_of_their_definition() -> None:
-    model = SequenceModel(ModelShape(40, 8, 1, 2, 4)).eval()
-    with torch.no_grad():
-        model.item.weight.normal_(generator=torch.Generator().manual_seed(0))
-    sequences = noise(items=40, users=30, events=5)
-    ranks = []
-    for user in range(30):
-        events = sequences.item[user * 5 : user * 5 + 5]
-        ids, length = torch.from_numpy(events[None, :-1] + 1), torch.tensor([4])
-        vector = model(ids, length)[0, -1]
-        score = (model.item.weight[1:] @ vector).tolist()
-        rivals = set(range(40)) - set(events.tolist())
-        ranks.append(sum(score[r] > score[events[-1]] for r in rivals))
-    hr, ndcg = validate(model, sequences, sequences.validation_users())
-    assert hr == pytest.approx(np.mean([r < 10 for r in ranks]))
-    assert 0 < hr < 1
-    assert ndcg == pytest.approx(np.mean([1 / np.log2(r + 2) if r < 10 else 0 for r in ranks]))
-
-
-def test_satisfaction_weighs_what_is_learnt() -> None:
-    # From item 0 users go on to 1, satisfied, or to 2, three times as often and not.
-    pairs = np.tile(np.array([0, 1, 0, 2, 0, 2, 0, 2]), 40)
-    weight = np.tile(np.array([1, 1, 1, 0.02, 1, 0.02, 1, 0.02], np.float32), 40)
-    sequences = Sequences(pairs, weight, np.arange(161, dtype=np.int64) * 2)
-    settings = TINY.model_copy(update={"epochs": 20, "lr": 1e-2})
-    model, _, _ = fit(sequences, 3, settings, 0)
-    vector = model.encode(torch.tensor([[1]]), torch.tensor([1]))
-    scores = (vector @ model.item.weight[1:].T + model.bias[1:])[0]
-    assert scores[1] > scores[2]
-
-
-def test_the_same_seed_gives_the_same_model_and_leaves_the_callers_dice_alone() -> None:
-    sequences = noise(items=30, users=40, events=9)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    one, _, _ = fit(sequences, 30, TINY, 3)
-    assert torch.equal(torch.get_rng_state(), before)
-    two, _, _ = fit(sequences, 30, TINY, 3)
-    other, _, _ = fit(sequences, 30, TINY, 4)
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name])
-    assert not torch.equal(one.item.weight, other.item.weight)
-
-
-def test_a_log_with_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(InvalidData, match="two events"):
-        fit(noise(items=9, users=5, events=1), 9, TINY, 0)
-
 
 # --- the artefact ------------------------------------------------------------------------
 
@@ -137,12 +40,14 @@ def test_the_artefact_has_what_a_server_needs(cyclic: World) -> None:
     retriever, tree = cyclic.retriever, cyclic.tree
     assert set(retriever.files) == {
         "attributes.parquet",
+        "curves.svg",
         "golden.npz",
         "item_id_start.npy",
         "item_id_table.npy",
         "item_ids.npy",
         "item_order.parquet",
         "items.npy",
+        "metrics.jsonl",
         "model.onnx",
         "model.onnx.data",
         "model.safetensors",
@@ -167,6 +72,49 @@ def test_the_same_inputs_are_not_trained_on_again(
 ) -> None:
     monkeypatch.setattr("serendip.retrieval.train.fit", None)
     assert publish_retriever(cyclic.config, cyclic.artifacts) == cyclic.retriever
+
+
+def test_an_interrupted_training_is_gone_on_from(
+    cyclic: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(cyclic.artifacts.root / "tree", tmp_path / "tree")
+    artifacts, numbers = Artifacts(tmp_path), []
+    short = cyclic.config.retriever.model_copy(update={"epochs": 3, "blocks": 1, "dropout": 0.2})
+    config = cyclic.config.model_copy(update={"retriever": short})
+    whole = fitting._Training.epoch
+
+    def interrupted(training: fitting._Training, number: int, tick: Tick) -> Epoch:
+        numbers.append(number)
+        if len(numbers) == 3:
+            raise KeyboardInterrupt
+        return whole(training, number, tick)
+
+    monkeypatch.setattr(fitting._Training, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_retriever(config, artifacts)
+    assert artifacts.current_version("retriever") is None
+    resumed = publish_retriever(config, artifacts)
+    assert numbers == [1, 2, 3, 3]
+    assert set(resumed.files) == set(cyclic.retriever.files)
+
+    sequences = Sequences.from_log(read_interactions(config.data_path), cyclic.tree.item_ids)
+    undisturbed, _, _ = fitting.fit(sequences, len(cyclic.tree.item_ids), short, config.seed)
+    weights = undisturbed.state_dict()
+    for name, value in load_model(resumed).state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_the_artefact_tells_how_training_went(cyclic: World) -> None:
+    lines = cyclic.retriever.file("metrics.jsonl").read_text().splitlines()
+    epochs = [Epoch(**json.loads(line)) for line in lines]
+    facts = cyclic.retriever.facts
+    assert [e.number for e in epochs] == list(range(1, facts["epochs"] + 1))
+    assert facts["loss"] == "full"
+    assert facts["ndcg10"] == max(e.ndcg10 for e in epochs) == best_of(epochs).ndcg10
+    assert facts["ndcg10"] > 0.5
+    assert facts["hr10"] >= facts["ndcg10"] >= facts["mrr10"] > 0
+    curves = cyclic.retriever.file("curves.svg").read_text()
+    assert curves.rstrip().endswith("</svg>")
 
 
 def test_without_a_tree_it_says_which_stage_to_run(cyclic: World, tmp_path: Path) -> None:

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from serendip.retrieval import losses
-from serendip.retrieval.losses import full_cross_entropy, sampled_softmax
-from serendip.retrieval.model import ModelShape, SequenceModel, UserEncoder
+from serendip.retrieval.model import Dropout, ModelShape, SequenceModel, UserEncoder
 
 SHAPE = ModelShape(items=50, dimensions=16, blocks=2, heads=2, max_history=12)
 
@@ -64,34 +61,25 @@ def test_one_dot_product_has_the_bias(model: SequenceModel) -> None:
     assert torch.allclose(scores, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_floats", [50, 350, 1 << 21])
-def test_full_cross_entropy_is_torchs_own(
-    block_floats: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(losses, "_BLOCK_FLOATS", block_floats)
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).double().requires_grad_()
-
-    vector, items, bias = draw(23, 8), draw(50, 8), draw(50)
-    target = torch.randint(50, (23,), generator=generator)
-    share = torch.rand(23, generator=generator).double()
-
-    ours = full_cross_entropy(vector, items, bias, target, share)
-    gradients = torch.autograd.grad(ours * 3, (vector, items, bias))
-    logits = vector @ items.T + bias
-    theirs = (F.cross_entropy(logits, target, reduction="none") * share).sum()
-    expected = torch.autograd.grad(theirs * 3, (vector, items, bias))
-    assert torch.allclose(ours, theirs)
-    for got, wanted in zip(gradients, expected, strict=True):
-        assert torch.allclose(got, wanted)
+def test_dropout_keeps_the_mean_and_its_share() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dropped = Dropout(0.2)(torch.ones(401, 257))
+    zero = dropped == 0
+    assert zero.float().mean() == pytest.approx(0.2, abs=5e-3)
+    assert zero.float().mean(dim=0).max() < 0.3  # no column falls with its neighbours
+    assert dropped.mean() == pytest.approx(1, abs=1e-2)
+    assert torch.unique(dropped).numel() == 2
 
 
-def test_a_sample_of_every_item_once_is_the_full_softmax(model: SequenceModel) -> None:
-    vector = torch.randn(9, 16, generator=torch.Generator().manual_seed(2))
-    target = torch.arange(1, 10)
-    share = torch.full((9,), 1 / 9)
-    sampled = sampled_softmax(model, vector, target, share, torch.arange(1, 51))
-    full = F.cross_entropy(vector @ model.item.weight[1:].T + model.bias[1:], target - 1)
-    assert torch.allclose(sampled, full, atol=1e-5)
+def test_dropout_passes_gradients_where_it_passes_values() -> None:
+    x = torch.ones(3, 5, requires_grad=True)
+    y = Dropout(0.5)(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_dropout_ends_with_training() -> None:
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x

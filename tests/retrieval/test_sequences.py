@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
@@ -77,13 +79,32 @@ def test_every_training_event_is_a_target_once_and_no_held_out_one(
 ) -> None:
     sequences = sequences_of(lengths)
     windows = training_windows(sequences, max_history, np.random.default_rng(seed))
-    targets = [t for _, first_target, end in windows.tolist() for t in range(first_target, end)]
+    targets = [t for first, end in windows.tolist() for t in range(first + 1, end)]
     assert sorted(targets) == wanted_targets(sequences, lengths)
-    for first, first_target, end in windows.tolist():
-        assert first < first_target < end
-        assert end - first - 1 <= max_history
+    for first, end in windows.tolist():
+        assert 1 <= end - first - 1 <= max_history
         user = np.searchsorted(sequences.start, first, side="right")
         assert end <= sequences.start[user]
+
+
+@given(lengths_of_users)
+def test_training_targets_are_what_the_windows_teach(lengths: list[int]) -> None:
+    sequences = sequences_of(lengths)
+    assert sequences.training_targets().tolist() == wanted_targets(sequences, lengths)
+
+
+def test_what_did_not_satisfy_at_all_is_no_target() -> None:
+    none = dataclasses.replace(sequences_of([4]), satisfaction=np.array([1, 0, 1, 1], np.float32))
+    assert none.training_targets().tolist() == [2]
+
+
+def test_a_long_history_is_cut_elsewhere_each_time() -> None:
+    sequences = sequences_of([40])
+    cuts = set()
+    for seed in range(40):
+        windows = training_windows(sequences, 10, np.random.default_rng(seed))
+        cuts |= set(windows[:, 0].tolist())
+    assert len(cuts) > 20
 
 
 @given(lengths_of_users, st.integers(2, 9), st.integers(1, 4))
