@@ -7,10 +7,8 @@ made a status by serving.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -26,12 +24,12 @@ from serendip.retrieval.ranker import ClusterRanker
 from serendip.serving import server as life
 from serendip.serving.batching import Batcher
 from serendip.serving.errors import OK_STATUS, status_of
+from serendip.serving.handlers import Call, Service, service_of
 from serendip.serving.server import Running, ServerOptions
 from serendip.serving.telemetry import BatchMetrics
-from serendip.v1 import retriever_pb2, retriever_pb2_grpc
+from serendip.v1 import retriever_pb2
 from serendip.wire import query_from_proto, retrieval_to_proto, versions_to_proto
 
-SERVICE_NAME: str = retriever_pb2.DESCRIPTOR.services_by_name["Retriever"].full_name
 MAX_BATCH = 16
 MAX_REQUESTS = 256
 MAX_WAIT_S = 5.0
@@ -103,7 +101,7 @@ class Serving:
 Row = tuple[ClusterRanker, RetrievalQuery]
 
 
-class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
+class RetrieverService:
     """Retrieve, RetrieveBatch, GetInfo over one batch thread."""
 
     def __init__(
@@ -115,28 +113,29 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             self._run,
             max_batch=max_batch,
             max_wait_s=MAX_WAIT_S,
-            on_batch=self._metrics.batch.observe,
+            observer=self._metrics.batch,
             name="retriever",
         )
+        self._metrics.batch.watch(lambda: self._batcher.waiting)
 
     async def Retrieve(
-        self, request: retriever_pb2.RetrieveRequest, context: Any
+        self, request: retriever_pb2.RetrieveRequest, call: Call
     ) -> retriever_pb2.RetrieveResponse:
         """Candidates for one user."""
         row = self._read(request)
-        retrieval = await self._batcher.submit(row, _deadline(context))
+        retrieval = await self._batcher.submit(row, call.deadline)
         return self._answer(row, retrieval)
 
     async def RetrieveBatch(
-        self, request: retriever_pb2.RetrieveBatchRequest, context: Any
+        self, request: retriever_pb2.RetrieveBatchRequest, call: Call
     ) -> retriever_pb2.RetrieveBatchResponse:
         """Candidates for many users; each row fails by itself."""
         rows = self._read_all(request)
-        outcomes = await self._run_readable(rows, _deadline(context))
+        outcomes = await self._run_readable(rows, call.deadline)
         return retriever_pb2.RetrieveBatchResponse(rows=[self._row(*pair) for pair in outcomes])
 
     async def GetInfo(
-        self, request: retriever_pb2.RetrieverGetInfoRequest, context: Any
+        self, request: retriever_pb2.RetrieverGetInfoRequest, call: Call
     ) -> retriever_pb2.RetrieverGetInfoResponse:
         """Versions and size."""
         serving = self._serving
@@ -148,11 +147,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             dimensions=serving.newest.dimensions,
         )
 
-    def register(self, server: Any) -> Sequence[str]:
-        """Adds the service to a grpc.aio server; returns its full name."""
-        add: Any = retriever_pb2_grpc.add_RetrieverServicer_to_server
-        add(self, server)
-        return (SERVICE_NAME,)
+    def services(self) -> list[Service]:
+        """What a front serves."""
+        return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self)]
 
     def show_versions(self, running: Running) -> None:
         """Puts what is served into the running server's metrics."""
@@ -226,7 +223,7 @@ async def serve(serving: Serving, options: ServerOptions | None = None) -> Async
     registry = CollectorRegistry()
     async with (
         _service(serving, registry) as service,
-        life.serve("retriever", service.register, options, registry=registry) as running,
+        life.serve("retriever", service.services(), options, registry=registry) as running,
     ):
         service.show_versions(running)
         yield running
@@ -238,7 +235,7 @@ async def serve_until_signal(serving: Serving, options: ServerOptions) -> None:
     async with _service(serving, registry) as service:
         await life.serve_until_signal(
             "retriever",
-            service.register,
+            service.services(),
             options,
             registry=registry,
             on_ready=service.show_versions,
@@ -254,9 +251,3 @@ async def _service(
         yield service
     finally:
         await service.close()
-
-
-def _deadline(context: Any) -> float | None:
-    """The caller's deadline on the monotonic clock, in seconds; None if it set none."""
-    left = context.time_remaining()
-    return None if left is None else time.monotonic() + float(left)

@@ -34,6 +34,7 @@ from serendip.core import (
 )
 from serendip.retrieval.export import load_model
 from serendip.retrieval.ranker import ClusterRanker
+from serendip.serving.handlers import Call
 from serendip.serving.server import Running, ServerOptions
 from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 from serendip.wire import error_from_status, query_to_proto, retrieval_from_proto
@@ -256,15 +257,11 @@ def test_an_expired_call_is_dropped_and_never_run(
 
 
 def test_the_callers_deadline_reaches_the_batcher(released: World) -> None:
-    class Spent:
-        def time_remaining(self) -> float:
-            return 0.0
-
     async def run() -> None:
         service = RetrieverService(open_release(released.artifacts), CollectorRegistry())
         try:
             with pytest.raises(DeadlineSpent):
-                await service.Retrieve(request(released), Spent())
+                await service.Retrieve(request(released), Call(time.monotonic() - 1))
         finally:
             await service.close()
 
