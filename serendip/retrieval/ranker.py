@@ -6,7 +6,7 @@ shared by all processes that open it. This module knows no gRPC and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,7 @@ class ClusterRanker:
         self._matrix = matrix
         self._satisfaction = satisfaction
         self._encode = encode
+        self._withheld: Int64 = np.empty(0, np.int64)
 
     @property
     def item_count(self) -> int:
@@ -139,6 +140,14 @@ class ClusterRanker:
             encode=encoder.run,
             max_history=max_history,
         )
+
+    def withhold(self, item_ids: Iterable[str]) -> None:
+        """Never returns these items from now on, and again those withheld before and not named.
+
+        Unknown IDs mean nothing. It may be called while others retrieve.
+        """
+        ranks = [r for i in item_ids if (r := self._rank.get(i)) is not None]
+        self._withheld = np.unique(np.asarray(ranks, np.int64))
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Retrieval | SerendipError]:
         """What RetrieveRequest of protos/serendip/v1/retriever.proto promises, row by row.
@@ -223,7 +232,8 @@ class ClusterRanker:
         gone = {r for i in query.deny_item_ids if (r := self._rank.get(i)) is not None}
         if not query.include_seen:
             gone.update(history)
-        return np.asarray(sorted(gone), np.int64)
+        ranks = np.asarray(sorted(gone), np.int64)
+        return np.union1d(ranks, self._withheld) if len(self._withheld) else ranks
 
     def _claim(self, covered: Covered, node: int) -> list[Segment]:
         fresh = covered.claim(self._start[node], self._end[node])

@@ -21,8 +21,9 @@ from cyclic_world import World
 from google.rpc import code_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
+from retriever_server.app import serve
 from retriever_server.release import open_release
-from retriever_server.service import RetrieverService, serve
+from retriever_server.service import RetrieverService
 from serendip.artifacts import Artifacts
 from serendip.core import (
     CorruptArtifact,
@@ -331,6 +332,7 @@ def test_a_release_of_two_trees_is_refused(released: World) -> None:
             open_release(artifacts)
     finally:
         artifacts.make_current("release", good)
+        (artifacts.root / "release" / "previous").unlink()
 
 
 # --- the process -------------------------------------------------------------------------
