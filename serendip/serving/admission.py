@@ -7,10 +7,11 @@ event loop, the batch thread, or the core that both share. Knows no gRPC and no 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
-from serendip.core import InvalidRequest, Overloaded
+from serendip.core import InvalidRequest, NotReady, Overloaded
 
 MAX_RETRY_AFTER_S = 30.0
 # So many calls are taken whatever the estimate says: below it, a pace measured while little was to
@@ -27,7 +28,7 @@ class Admission:
         max_in_flight: most calls at a time.
         refuses_late: whether a call is refused that would miss its deadline; for calls that are
             alike, because all share one pace.
-        on_refused: told why a call is refused: "in_flight" or "late".
+        on_refused: told why a call is refused: "in_flight", "late" or "stopping".
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Admission:
         self._on_refused = on_refused
         self._seconds = 0.0  # smoothed seconds from a call's start to its end
         self._found = 1.0  # smoothed calls in flight at a call's start, itself included
+        self._closed = False
+        self._last_s = 0.0  # time.monotonic() of the last refusal
         self.in_flight = 0
 
     @property
     def full(self) -> bool:
         """Whether no call is taken now."""
-        return self.in_flight >= self._max
+        return self._closed or self.in_flight >= self._max
 
     @property
     def pace_s(self) -> float:
@@ -67,6 +70,7 @@ class Admission:
 
         Raises:
             Overloaded: too many are in flight, or it would be late.
+            NotReady: it is closed.
         """
         if self.full:
             raise self.refused()
@@ -94,12 +98,27 @@ class Admission:
             self._seconds += _SMOOTHING * (seconds - self._seconds)
             self._found += _SMOOTHING * (found - self._found)
 
-    def refused(self) -> Overloaded:
-        """What a call is told that finds the server full; counts it."""
+    def refused(self) -> Overloaded | NotReady:
+        """What a call is told that is not taken, for the server is full or closed; counts it."""
+        self._last_s = time.monotonic()
+        if self._closed:
+            self._on_refused("stopping")
+            return NotReady("the server is stopping", remedy="Try another one.")
         self._on_refused("in_flight")
         return Overloaded(
             f"{self.in_flight} calls are in flight", retry_after_s=_bounded(self.wait_s())
         )
+
+    async def close(self, quiet_s: float = 0.05, most_s: float = 0.5) -> None:
+        """Takes no more calls; returns when none has come for a while.
+
+        What the front has not brought here when it is stopped, it ends as cancelled, and nobody
+        tries that again; what is refused here is unavailable, and tried elsewhere.
+        """
+        self._closed = True
+        began = self._last_s = time.monotonic()
+        while (now := time.monotonic()) - self._last_s < quiet_s and now - began < most_s:
+            await asyncio.sleep(quiet_s / 5)
 
 
 def _bounded(seconds: float) -> float:

@@ -89,11 +89,12 @@ def _taking(method: Method, meter: MethodMeter, admission: Admission) -> Any:
 def _refusing(meter: MethodMeter, admission: Admission) -> Any:
     async def call(_: Any, context: Any) -> None:
         started = meter.start()
+        error = admission.refused()
+        status = status_of(error)
         try:
-            error = admission.refused()
-            await _abort(context, status_of(error), error)
+            await _abort(context, status, error)
         finally:
-            meter.end(started, "RESOURCE_EXHAUSTED")
+            meter.end(started, code_pb2.Code.Name(status.code))
 
     return call
 

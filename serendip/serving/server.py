@@ -1,7 +1,7 @@
 """The life of a server: bind, serve, be healthy, say so, stop without losing a call.
 
     bind ──> SERVING ──> "NAME ready on HOST:PORT" ──> signal ──> NOT_SERVING ──> drain ──> exit 0
-      └─ InvalidRequest: the port is taken
+      └─ InvalidRequest: the port is taken       new calls: answered, lame_s long ┘└ UNAVAILABLE
 
 Knows no tier: the caller brings its services, and closes what their servicers hold after the drain.
 """
@@ -174,6 +174,7 @@ async def serve(
         await health_servicer.stop()
         if options.lame_s:
             await asyncio.sleep(options.lame_s)
+        await admission.close()
         await server.stop(options.grace_s)
         if page:
             await asyncio.to_thread(page.close)

@@ -47,7 +47,7 @@ class ServerMetrics:
         )
         self.refused = Counter(
             "serendip_refused",
-            "Calls refused before their request was read: too many in flight, or it would be late.",
+            "Calls refused before they were begun: too many in flight, late, or stopping.",
             ("reason",),
             registry=registry,
         )
