@@ -79,6 +79,7 @@ class ServerOptions:
             ("grpc.max_concurrent_streams", self.max_streams),
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.http2.ping_timeout_ms", milliseconds),
             # Clients may ask as often as the server does; others are told to go away.
             ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
         ]

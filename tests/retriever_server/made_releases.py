@@ -21,7 +21,6 @@ from serendip.tree.cluster_tree import ClusterTree
 from serendip.wire import query_to_proto
 
 MAX_HISTORY = 20
-_GAP = 1e-4
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,20 @@ class MadeReleases:
     rankers: tuple[ClusterRanker, ...]
 
     def write_requests(
-        self, path: Path, count: int, *, k: int = 20, level: int = 2, which: Sequence[int] = (0,)
+        self,
+        path: Path,
+        count: int,
+        *,
+        k: int = 20,
+        level: int = 2,
+        which: Sequence[int] = (0,),
+        gap: float = 1e-4,
     ) -> None:
         """Writes requests and the ranker's answers to them, for retriever_load.py.
 
-        Only such requests whose answer no rounding can reorder; ``which`` names the releases that
-        they are planned under.
+        Args:
+            which: the releases that they are planned under.
+            gap: least difference between two scores, so that no rounding reorders an answer.
         """
         rng = np.random.default_rng(5)
         rows = []
@@ -57,7 +64,7 @@ class MadeReleases:
             (found,) = ranker.retrieve([query])
             assert isinstance(found, Retrieval)
             scores = [c.score for c in found.candidates]
-            if len(scores) > 1 and -np.diff(scores).max() < _GAP:
+            if len(scores) > 1 and -np.diff(scores).max() < gap:
                 continue
             request = query_to_proto(query, tree_version=ranker.versions.tree_version)
             rows.append(

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serendip.v1 import retriever_pb2
 
@@ -31,6 +32,7 @@ class Load:
             whether the others have been answered or not.
         cancelled: share of the calls that are given up, after 0 to 5 ms.
         checked: whether answers are compared.
+        watching: whether it ends when the server says that it is not serving.
     """
 
     address: str
@@ -42,6 +44,7 @@ class Load:
     rate: float = 0.0
     cancelled: float = 0.0
     checked: bool = True
+    watching: bool = False
     seed: int = 0
 
 
@@ -52,6 +55,7 @@ class Seen:
     without_retry_info: int = 0
     answered_s: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
+    lag_s: list[float] = field(default_factory=list)  # of this client: from due to begun
     by_second: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     says: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +64,7 @@ async def run(load: Load) -> dict[str, Any]:
     rows = json.loads(Path(load.requests).read_text())
     requests = [bytes.fromhex(row["request"]) for row in rows]
     rng = random.Random(load.seed)
-    options = (
+    options: tuple[tuple[str, str | int], ...] = (
         ("grpc.use_local_subchannel_pool", 1),  # else all channels share one connection
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 500),
@@ -78,9 +82,20 @@ async def run(load: Load) -> dict[str, Any]:
     began = time.monotonic()
     end = began + load.seconds
 
+    async def watch() -> None:
+        nonlocal end
+        request = health_pb2.HealthCheckRequest()
+        async for health in health_pb2_grpc.HealthStub(channels[0]).Watch(request):
+            if health.status != health_pb2.HealthCheckResponse.SERVING:
+                end = time.monotonic()
+
+    watching = asyncio.create_task(watch()) if load.watching else None
+
     async def one(due: float, connection: int) -> None:
         at = rng.randrange(len(rows))
         gives_up = rng.random() < load.cancelled
+        started = time.monotonic()
+        seen.lag_s.append(started - due)
         call = calls[connection](requests[at], timeout=load.deadline_s)
         if gives_up:
             asyncio.get_running_loop().call_later(rng.random() * 0.005, call.cancel)
@@ -92,9 +107,9 @@ async def run(load: Load) -> dict[str, Any]:
                 seen.says["cancelled by nobody"] += 1
             return
         except grpc.aio.AioRpcError as error:
-            _note(seen, error, time.monotonic() - due)
+            _note(seen, error, time.monotonic() - started)
             return
-        took = time.monotonic() - due
+        took = time.monotonic() - started
         seen.codes["OK"] += 1
         seen.answered_s.append(took)
         seen.by_second[int(time.monotonic() - began)].append(took)
@@ -124,6 +139,8 @@ async def run(load: Load) -> dict[str, Any]:
     else:
         await opened()
     took_s = time.monotonic() - began
+    if watching is not None:
+        watching.cancel()
     for channel in channels:
         await channel.close()
     return {
@@ -134,6 +151,7 @@ async def run(load: Load) -> dict[str, Any]:
         "offered_per_s": sum(seen.codes.values()) / took_s,
         "answered_ms": _quantiles(seen.answered_s),
         "refused_ms": _quantiles(seen.refused_s),
+        "lag_ms": _quantiles(seen.lag_s),
         "by_second": [
             {"second": s, "answered": len(v), "p99_ms": _quantiles(v)["p99"]}
             for s, v in sorted(seen.by_second.items())
