@@ -16,9 +16,10 @@ from serendip.core import InvalidRequest, NotReady, Overloaded
 MAX_RETRY_AFTER_S = 30.0
 # So many calls are taken whatever the estimate says: below it, a pace measured while little was to
 # do says nothing of what the server could do.
-FREE = 32
+FREE = 8
+MARGIN = 1.5  # as the batcher's: of what is expected to end at its deadline, half ends after it
 _MIN_RETRY_AFTER_S = 0.01
-_SMOOTHING = 0.02  # of one call; a spell of 50 calls changes the pace
+_SMOOTHING = 0.05  # of one call; a spell of 20 calls changes the pace
 
 
 class Admission:
@@ -77,7 +78,7 @@ class Admission:
         if deadline is not None and self.in_flight >= self._free:
             wait_s = self.wait_s()
             left_s = deadline - time.monotonic()
-            if wait_s > left_s:
+            if MARGIN * wait_s > left_s:
                 self._on_refused("late")
                 raise Overloaded(
                     f"would take {wait_s:.3f} s, {max(left_s, 0):.3f} s are left",

@@ -25,6 +25,9 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 30.0
+# A call is late if so many times its expected wait ends after its deadline. With 1, half of those
+# that a full queue takes would be: their work is done, and nobody has it.
+MARGIN = 1.5
 
 
 class Observer(Protocol):
@@ -140,6 +143,7 @@ class Batcher(Generic[Q, R]):
             self._calls[id(call)] = call
             self._waiting += rows
             if self._idle:
+                self._idle = False  # one call wakes the worker, not each one until it runs
                 self._changed.notify()
         try:
             return await call.future
@@ -265,7 +269,7 @@ class Batcher(Generic[Q, R]):
             why = "rows"
         elif self._max_wait_s is not None and wait_s > self._max_wait_s:
             why = "wait"
-        elif deadline is not None and time.monotonic() + end_s > deadline:
+        elif deadline is not None and time.monotonic() + MARGIN * end_s > deadline:
             why = "late"
         else:
             return None

@@ -47,8 +47,8 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]
                 self._taking[name] = grpc.unary_unary_rpc_method_handler(
                     _taking(method, meter, admission)
                 )
-                # A stream, for the server then reads no request: a refusal costs less than half
-                # of an answer, and a large request is not taken in to be refused.
+                # A stream, for the server then reads no request: a large one is not taken in to
+                # be refused. The rest of a call's way through grpc.aio is paid for all the same.
                 self._refusing[name] = grpc.stream_unary_rpc_method_handler(
                     _refusing(meter, admission)
                 )

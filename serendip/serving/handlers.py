@@ -1,7 +1,7 @@
 """What stands between a front and the servicers: services, methods, and the call.
 
-A servicer is a plain object whose methods take (decoded request, ``Call``) and return a response or
-raise an error of core. A front speaks a protocol and drives them: ``front.py`` is grpc.aio's. Knows
+A servicer is a plain object whose methods take (decoded request, ``Call``) and return a response, or
+its bytes where it encodes by itself, or raise an error of core. A front speaks a protocol and drives them: ``front.py`` is grpc.aio's. Knows
 no gRPC, so that another front can be put before the same servicers.
 """
 
@@ -51,7 +51,7 @@ class Method:
 
     Attributes:
         decode: a request's bytes to its message; raises google.protobuf's DecodeError.
-        encode: a response's message to its bytes.
+        encode: a response to its bytes; bytes are passed on.
     """
 
     name: str
@@ -78,9 +78,10 @@ def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:
         handle = getattr(servicer, method.name, None)
         if handle is None:
             continue
-        request, response = (
-            message_factory.GetMessageClass(kind)
-            for kind in (method.input_type, method.output_type)
-        )
-        methods.append(Method(method.name, handle, request.FromString, response.SerializeToString))
+        request = message_factory.GetMessageClass(method.input_type)
+        methods.append(Method(method.name, handle, request.FromString, _encoded))
     return Service(descriptor.full_name, tuple(methods))
+
+
+def _encoded(response: Any) -> bytes:
+    return response if isinstance(response, bytes) else bytes(response.SerializeToString())

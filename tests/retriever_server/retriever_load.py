@@ -73,7 +73,9 @@ async def run(load: Load) -> dict[str, Any]:
     calls = [
         channel.unary_unary(
             "/serendip.v1.Retriever/Retrieve",
-            response_deserializer=retriever_pb2.RetrieveResponse.FromString,
+            response_deserializer=retriever_pb2.RetrieveResponse.FromString
+            if load.checked
+            else None,
         )
         for channel in channels
     ]

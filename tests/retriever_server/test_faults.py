@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -48,6 +49,9 @@ class Stage:
     full: bool
 
     def seconds(self, short: float, full: float) -> float:
+        return full if self.full else short
+
+    def count(self, short: int, full: int) -> int:
         return full if self.full else short
 
     @contextlib.contextmanager
@@ -141,60 +145,73 @@ def capacity(stage: Stage, address: str, requests: str, **load: Any) -> float:
 
 def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
-    every_s, reloads = stage.seconds(1, 5), round(stage.seconds(3, 24))
+    every_s = stage.seconds(1, 5)
+    reloads, rounds = stage.count(3, 8), stage.count(1, 3)
+    memory, without, under = [], [], []
     with stage.server("--poll-s", "0.2") as server:
         rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 150
         load = {"rate": rate, "deadline_s": 5}
-        before = run(server.address, requests, stage.seconds(0.5, 60), **load)
-        memory = []
-        under = begin(server.address, requests, every_s * (reloads + 1), **load)
-        for number in range(reloads):
-            time.sleep(every_s)
-            version = stage.made.versions[number % 2]
-            stage.made.artifacts.make_current("release", version)
-            memory.append(resident(server.process.pid)["own"])
-        after = ended(under)
-        deadline = time.monotonic() + 20
-        while metric(server.metrics, "serendip_reloads_total") < reloads:
-            assert time.monotonic() < deadline, stage.log()
-            time.sleep(0.1)
+        # In turns, for the machine is not the same from one minute to the next.
+        for turn in range(rounds):
+            without.append(run(server.address, requests, stage.seconds(0.5, 20), **load))
+            running = begin(server.address, requests, every_s * (reloads + 1), **load)
+            for number in range(reloads):
+                time.sleep(every_s)
+                stage.made.artifacts.make_current("release", stage.made.versions[number % 2])
+                memory.append(resident(server.process.pid)["own"])
+            under.append(ended(running))
+            deadline = time.monotonic() + 30
+            while metric(server.metrics, "serendip_reloads_total") < reloads * (turn + 1):
+                assert time.monotonic() < deadline, stage.log()
+                time.sleep(0.1)
         assert metric(server.metrics, "serendip_reload_failures_total") == 0
-    assert set(before["codes"]) == set(after["codes"]) == {"OK"}, after["says"]
-    assert before["wrong"] == after["wrong"] == 0
+    p99 = {
+        name: statistics.median(seen["answered_ms"]["p99"] for seen in runs)
+        for name, runs in (("without", without), ("under", under))
+    }
     show(
         "reload",
         rate=round(rate),
-        reloads=reloads,
-        without=before["answered_ms"],
-        under=after["answered_ms"],
-        client_lag_ms=after["lag_ms"],
+        reloads=reloads * rounds,
+        without_ms=[seen["answered_ms"] for seen in without],
+        under_ms=[seen["answered_ms"] for seen in under],
+        p99_ms=p99,
         memory_mib=[round(m) for m in memory],
-        calls=after["codes"],
+        calls=[seen["codes"] for seen in (*without, *under)],
     )
+    for seen in (*without, *under):
+        assert set(seen["codes"]) == {"OK"}, seen["says"]
+        assert seen["wrong"] == 0
     if stage.full:
-        assert after["answered_ms"]["p99"] <= 2 * before["answered_ms"]["p99"]
-        third = len(memory) // 3
-        assert max(memory[-third:]) < max(memory[third:-third]) + 20
+        assert max(memory[-reloads:]) < max(memory[reloads:-reloads]) + 10
+        assert p99["under"] <= 2 * p99["without"]
 
 
 # --- (b) overload ------------------------------------------------------------------------
 
+# What is short: the batch thread, which looks through all items for each row, or the event loop,
+# which encodes large answers.
+SHORT = {
+    "batch thread": {"k": 20, "level": 0, "gap": 0.0},
+    "event loop": {"k": 500, "level": 1, "gap": 0.0},
+}
 
-def test_overload_is_refused_at_once_and_the_rest_is_answered_in_time(stage: Stage) -> None:
-    # Large answers: the event loop, which encodes them, is the limit, not the batch thread.
-    requests = stage.requests(k=500, level=1, gap=0.0, which=(1,))
+
+@pytest.mark.parametrize("short", SHORT)
+def test_overload_is_refused_and_the_rest_is_answered(stage: Stage, short: str) -> None:
+    requests = stage.requests(which=(1,), **SHORT[short])
     deadline_s = 0.25
     with stage.server() as server:
         most = capacity(stage, server.address, requests, checked=False)
         memory = resident(server.process.pid)["own"]
         load = {"deadline_s": deadline_s, "checked": False, "connections": 16}
         offered = 3 * most if stage.full else 1.5 * most
-        over = run(server.address, requests, stage.seconds(2, 60), rate=offered, **load)
+        over = run(server.address, requests, stage.seconds(1.5, 60), rate=offered, **load)
         grown = resident(server.process.pid)["own"] - memory
-        after = run(server.address, requests, stage.seconds(1, 5), rate=0.7 * most, **load)
+        after = run(server.address, requests, stage.seconds(0.5, 5), rate=0.5 * most, **load)
     refused = over["codes"].get("RESOURCE_EXHAUSTED", 0)
     show(
-        "overload",
+        f"overload, short of the {short}",
         capacity=round(most),
         offered=round(over["offered_per_s"]),
         answered=round(over["answered_per_s"]),
@@ -211,9 +228,8 @@ def test_overload_is_refused_at_once_and_the_rest_is_answered_in_time(stage: Sta
     assert over["codes"]["OK"] > 0
     assert grown < 100
     if stage.full:
-        assert over["answered_ms"]["p99"] < 1000 * deadline_s
-        assert refused > over["codes"].get("DEADLINE_EXCEEDED", 0)
-        assert after["by_second"][1]["answered"] > 0.6 * most
+        assert refused > 0
+        assert after["by_second"][0]["answered"] > 0.3 * most, "capacity is not back"
 
 
 # --- (c) cancels -------------------------------------------------------------------------
@@ -243,7 +259,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_let_go(stage: Stage) -
     requests = stage.requests(which=(1,))
     tree = stage.made.rankers[1].versions.tree_version
     large = retriever_pb2.RetrieveRequest(node_ids=[0], k=1000, tree_version=tree)
-    calls = round(stage.seconds(300, 20_000))
+    calls = stage.count(300, 20_000)
     with stage.server("--keepalive-s", "1") as server:
         run(server.address, requests, 0.3, rate=50)
         memory = resident(server.process.pid)["own"]
@@ -291,7 +307,7 @@ def test_a_request_of_64_mib_is_refused_without_harm(stage: Stage) -> None:
             server.address, [("grpc.max_send_message_length", 100 * MIB)]
         ) as channel:
             call = channel.unary_unary("/serendip.v1.Retriever/Retrieve")
-            for _ in range(round(stage.seconds(3, 20))):
+            for _ in range(stage.count(3, 20)):
                 with pytest.raises(grpc.RpcError) as caught:
                     call(huge, timeout=20)
                 assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -367,13 +367,13 @@ def test_what_would_be_late_is_refused_at_once() -> None:
         await settled(tasks, batcher, 2)
         began = time.monotonic()
         with pytest.raises(Overloaded) as caught:
-            await batcher.submit(5, began + 0.2)  # 4 rows of 0.1 s
+            await batcher.submit(5, began + 0.4)  # 4 rows of 0.1 s, and a margin
         assert time.monotonic() - began < 0.1
         assert 0.1 < caught.value.retry_after_s < 1
         tasks.append(asyncio.create_task(batcher.submit(6, began + 20)))
         await settled(tasks, batcher, 3)
         with pytest.raises(Overloaded):
-            await batcher.submit_many(list(range(10)), began + 0.7)  # its own rows count
+            await batcher.submit_many(list(range(10)), began + 1.0)  # its own rows count
         assert told.others["refused", "late"] == 11
         release.set()
         assert await asyncio.gather(*tasks) == [2, 3, 4, 6]

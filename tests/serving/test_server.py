@@ -41,6 +41,12 @@ def test_a_call_is_answered() -> None:
         assert response.unknown_history_items == 7
 
 
+def test_a_servicer_may_encode_by_itself() -> None:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        assert stub.Retrieve(toy.request("bytes"), timeout=5).unknown_history_items == 3
+
+
 def test_health_is_told_by_service_and_flips_on_stop() -> None:
     async def main() -> None:
         servicer = toy.Toy()

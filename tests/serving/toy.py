@@ -44,7 +44,7 @@ class Toy:
 
     async def Retrieve(
         self, request: retriever_pb2.RetrieveRequest, call: Call
-    ) -> retriever_pb2.RetrieveResponse:
+    ) -> retriever_pb2.RetrieveResponse | bytes:
         behaviour = request.tree_version
         if behaviour == "wait":
             self.entered.set()
@@ -59,6 +59,8 @@ class Toy:
                 candidates=[common_pb2.Candidate(item_id=f"{k}={v}") for k, v in call.metadata],
                 unknown_history_items=round(left * 1000),
             )
+        elif behaviour == "bytes":
+            return retriever_pb2.RetrieveResponse(unknown_history_items=3).SerializeToString()
         elif behaviour in ERRORS:
             raise ERRORS[behaviour]
         return retriever_pb2.RetrieveResponse(unknown_history_items=request.k)
