@@ -1,8 +1,9 @@
 """What stands between a front and the servicers: services, methods, and the call.
 
-A servicer is a plain object whose methods take (decoded request, ``Call``) and return a response, or
-its bytes where it encodes by itself, or raise an error of core. A front speaks a protocol and drives them: ``front.py`` is grpc.aio's. Knows
-no gRPC, so that another front can be put before the same servicers.
+A servicer is a plain object whose methods take (decoded request, ``Call``) and return a response,
+or its bytes where it encodes by itself, or raise an error of core. A front speaks a protocol and
+drives them: ``front.py`` is grpc.aio's. Knows no gRPC, so that another front can be put before the
+same servicers.
 """
 
 from __future__ import annotations
