@@ -33,6 +33,9 @@ def main(
     max_in_flight: Annotated[
         int, typer.Option(min=1, help="Calls a process works on at a time; more are refused.")
     ] = 256,
+    max_pending: Annotated[
+        int, typer.Option(min=1, help="Calls that may wait before a process has looked at them.")
+    ] = 256,
     max_streams: Annotated[
         int, typer.Option(min=1, help="Calls that one connection may have open at a time.")
     ] = 100,
@@ -100,6 +103,7 @@ def main(
             max_request_bytes=round(max_request_mib * (1 << 20)),
             max_in_flight=max_in_flight,
             refuses_late=True,
+            max_pending=max_pending,
             max_streams=max_streams,
             max_connections=max_connections,
             keepalive_s=keepalive_s,

@@ -48,12 +48,15 @@ async def serve(
         InvalidRequest: a port cannot be bound.
     """
     registry = CollectorRegistry()
-    async with (
-        _servicer(serving, registry, max_batch) as service,
-        life.serve("retriever", service.services(), options, registry=registry) as running,
-    ):
-        show_versions(running.metrics, serving)
-        yield running
+    service = RetrieverService(serving, registry, max_batch=max_batch)
+    try:
+        async with life.serve(
+            "retriever", service.services(), options, registry=registry
+        ) as running:
+            show_versions(running.metrics, serving)
+            yield running
+    finally:
+        await service.close()
 
 
 async def run(
@@ -69,59 +72,48 @@ async def run(
             be read, or a port cannot be bound.
     """
     registry = CollectorRegistry()
-    artifacts = Artifacts(options.artifacts)
     withheld = None if options.withhold is None else WithheldFile(options.withhold, registry)
-    serving = open_current(artifacts)
+    # Only the service holds what it serves: a name here would hold it after it is swapped out.
+    service = RetrieverService(_open(options, withheld), registry, max_batch=options.max_batch)
+    followers: list[Follower] = []
+    following: list[asyncio.Task[None]] = []
+
+    def on_ready(running: Running) -> None:
+        def swap(new: Serving) -> None:
+            service.swap(new)
+            show_versions(running.metrics, new)
+
+        show_versions(running.metrics, service.serving)
+        follower = Follower(
+            Artifacts(options.artifacts),
+            service.serving,
+            swap,
+            registry,
+            max_batch=options.max_batch,
+            poll_s=options.poll_s,
+            withheld=withheld,
+            turns=Turns(turns),
+        )
+        followers.append(follower)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
+        following.append(asyncio.create_task(follower.run()))
+
+    try:
+        await life.serve_until_signal(
+            "retriever", service.services(), server_options, registry=registry, on_ready=on_ready
+        )
+    finally:
+        for task in following:
+            task.cancel()
+        for follower in followers:
+            follower.close()
+        await service.close()
+
+
+def _open(options: RetrieverOptions, withheld: WithheldFile | None) -> Serving:
+    serving = open_current(Artifacts(options.artifacts))
     for ranker in serving.rankers.values():
         if withheld is not None:
             ranker.withhold(withheld.ids)
         warm(ranker, options.max_batch)
-    async with _servicer(serving, registry, options.max_batch) as service:
-        following: list[asyncio.Task[None]] = []
-        follower = None
-
-        def on_ready(running: Running) -> None:
-            nonlocal follower
-
-            def swap(new: Serving) -> None:
-                service.swap(new)
-                show_versions(running.metrics, new)
-
-            show_versions(running.metrics, serving)
-            follower = Follower(
-                artifacts,
-                serving,
-                swap,
-                registry,
-                max_batch=options.max_batch,
-                poll_s=options.poll_s,
-                withheld=withheld,
-                turns=Turns(turns),
-            )
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
-            following.append(asyncio.create_task(follower.run()))
-
-        try:
-            await life.serve_until_signal(
-                "retriever",
-                service.services(),
-                server_options,
-                registry=registry,
-                on_ready=on_ready,
-            )
-        finally:
-            for task in following:
-                task.cancel()
-            if follower is not None:
-                follower.close()
-
-
-@contextlib.asynccontextmanager
-async def _servicer(
-    serving: Serving, registry: CollectorRegistry, max_batch: int
-) -> AsyncIterator[RetrieverService]:
-    service = RetrieverService(serving, registry, max_batch=max_batch)
-    try:
-        yield service
-    finally:
-        await service.close()
+    return serving

@@ -128,7 +128,7 @@ class Follower:
             self._fail("", str(e))
             return
         if version == self._serving.version:
-            self._failed = ""
+            self._failed = self._told = ""
             return
         if version == self._failed and time.monotonic() < self._retry_at:
             return

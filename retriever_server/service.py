@@ -159,6 +159,11 @@ class RetrieverService:
         """What a front serves."""
         return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self)]
 
+    @property
+    def serving(self) -> Serving:
+        """What is served now."""
+        return self._serving
+
     def swap(self, serving: Serving) -> None:
         """Serves something else from the next call on; to be called by the event loop's thread.
 

@@ -42,6 +42,9 @@ class ServerOptions:
         max_in_flight: calls that are worked on at a time; the next one is refused at once.
         refuses_late: whether a call is refused that by the recent pace would miss its deadline.
             For servers whose calls are alike.
+        max_pending: calls that may wait in gRPC's core, where no code of ours sees them. Beyond it
+            the core ends some of them as CANCELLED, beyond twice as many all; that costs next to
+            nothing, where a refusal of ours costs about as much as a small answer.
         max_streams: calls that one connection may have open; a client keeps the others to itself
             until one of these has ended.
         max_connections: connections that are taken; None takes any number.
@@ -61,6 +64,7 @@ class ServerOptions:
     max_response_bytes: int = 32 << 20
     max_in_flight: int = 1024
     refuses_late: bool = False
+    max_pending: int = 256
     max_streams: int = 100
     max_connections: int | None = None
     keepalive_s: float = 60.0
@@ -76,6 +80,8 @@ class ServerOptions:
             ("grpc.so_reuseport", int(self.reuse_port)),
             ("grpc.max_receive_message_length", self.max_request_bytes),
             ("grpc.max_send_message_length", self.max_response_bytes),
+            ("grpc.server.max_pending_requests", self.max_pending),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.max_pending),
             ("grpc.max_concurrent_streams", self.max_streams),
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,12 @@ def show(name: str, **figures: Any) -> None:
     print(f"\n{name}: {json.dumps(figures)}")
 
 
-def capacity(stage: Stage, address: str, requests: str, **load: Any) -> float:
-    """Calls a second that are answered with 64 in flight."""
-    seconds = stage.seconds(0.5, 8)
-    return run(address, requests, seconds, in_flight=64, deadline_s=5, **load)["answered_per_s"]
+def capacity(stage: Stage, address: str, requests: str) -> float:
+    """Calls a second that are answered with 24 in flight, in the worst of a few spells."""
+    return min(
+        run(address, requests, stage.seconds(0.5, 4), in_flight=24, deadline_s=20)["answered_per_s"]
+        for _ in range(stage.count(1, 4))
+    )
 
 
 # --- (a) reload under load ---------------------------------------------------------------
@@ -150,7 +152,7 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
     memory, without, under = [], [], []
     with stage.server("--poll-s", "0.2") as server:
         rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 150
-        load = {"rate": rate, "deadline_s": 5}
+        load = {"rate": rate, "deadline_s": 20}
         # In turns, for the machine is not the same from one minute to the next.
         for turn in range(rounds):
             without.append(run(server.address, requests, stage.seconds(0.5, 20), **load))
@@ -160,10 +162,8 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
                 stage.made.artifacts.make_current("release", stage.made.versions[number % 2])
                 memory.append(resident(server.process.pid)["own"])
             under.append(ended(running))
-            deadline = time.monotonic() + 30
-            while metric(server.metrics, "serendip_reloads_total") < reloads * (turn + 1):
-                assert time.monotonic() < deadline, stage.log()
-                time.sleep(0.1)
+            done = reloads * (turn + 1)
+            until(lambda done=done: metric(server.metrics, "serendip_reloads_total") == done, 30)
         assert metric(server.metrics, "serendip_reload_failures_total") == 0
     p99 = {
         name: statistics.median(seen["answered_ms"]["p99"] for seen in runs)
@@ -187,29 +187,57 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
         assert p99["under"] <= 2 * p99["without"]
 
 
+def test_a_server_lets_go_of_the_release_that_it_began_with(made, tmp_path) -> None:
+    stage = Stage(made, tmp_path, full=False)
+    made.artifacts.make_current("release", made.versions[0])
+    (made.artifacts.root / "release" / "previous").unlink()
+    with stage.server("--poll-s", "0.1") as server:
+        maps = Path(f"/proc/{server.process.pid}/maps")
+        first = made.artifacts.open("release", made.versions[0]).inputs["retriever"]
+        assert f"{first}/items.npy" in maps.read_text()
+        for done, version in enumerate(made.versions[1:], start=1):
+            made.artifacts.make_current("release", version)
+            until(lambda done=done: metric(server.metrics, "serendip_reloads_total") == done)
+        with grpc.insecure_channel(server.address) as channel:  # what ran last is let go as well
+            stub = retriever_pb2_grpc.RetrieverStub(channel)
+            info = stub.GetInfo(retriever_pb2.RetrieverGetInfoRequest(), timeout=5)
+        trees = [ranker.versions.tree_version for ranker in made.rankers]
+        assert list(info.tree_versions) == [trees[2], trees[1]]
+        until(lambda: f"{first}/items.npy" not in maps.read_text())
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
 # --- (b) overload ------------------------------------------------------------------------
 
-# What is short: the batch thread, which looks through all items for each row, or the event loop,
-# which encodes large answers.
-SHORT = {
-    "batch thread": {"k": 20, "level": 0, "gap": 0.0},
-    "event loop": {"k": 500, "level": 1, "gap": 0.0},
+# What is short: the batch thread, which looks through all items for each row; the event loop,
+# which encodes large answers; or the front, which costs more than a small answer does.
+SHORT: dict[str, dict[str, Any]] = {
+    "batch thread": {"k": 20, "level": 0},
+    "event loop": {"k": 500, "level": 1},
+    "front": {"k": 5, "level": 4},
 }
 
 
 @pytest.mark.parametrize("short", SHORT)
-def test_overload_is_refused_and_the_rest_is_answered(stage: Stage, short: str) -> None:
-    requests = stage.requests(which=(1,), **SHORT[short])
+def test_overload_is_shed_and_the_rest_is_answered(stage: Stage, short: str) -> None:
+    requests = stage.requests(which=(1,), gap=0.0, **SHORT[short])
     deadline_s = 0.25
-    with stage.server() as server:
-        most = capacity(stage, server.address, requests, checked=False)
+    with stage.server("--max-pending", "32") as server:
+        load = {"deadline_s": 5, "checked": False, "connections": 16}
+        seconds = stage.seconds(0.5, 8)
+        most = run(server.address, requests, seconds, in_flight=24, **load)["answered_per_s"]
         memory = resident(server.process.pid)["own"]
-        load = {"deadline_s": deadline_s, "checked": False, "connections": 16}
+        load["deadline_s"] = deadline_s
         offered = 3 * most if stage.full else 1.5 * most
         over = run(server.address, requests, stage.seconds(1.5, 60), rate=offered, **load)
         grown = resident(server.process.pid)["own"] - memory
         after = run(server.address, requests, stage.seconds(0.5, 5), rate=0.5 * most, **load)
-    refused = over["codes"].get("RESOURCE_EXHAUSTED", 0)
     show(
         f"overload, short of the {short}",
         capacity=round(most),
@@ -224,11 +252,13 @@ def test_overload_is_refused_and_the_rest_is_answered(stage: Stage, short: str) 
         after_by_second=after["by_second"],
     )
     assert over["without_retry_info"] == 0
-    assert set(over["codes"]) <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}, over["says"]
+    # CANCELLED is what the core says of calls that it would not keep.
+    codes = {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE"}
+    assert set(over["codes"]) <= codes, over["says"]
     assert over["codes"]["OK"] > 0
     assert grown < 100
     if stage.full:
-        assert refused > 0
+        assert over["codes"]["OK"] < sum(over["codes"].values()), "nothing was shed"
         assert after["by_second"][0]["answered"] > 0.3 * most, "capacity is not back"
 
 
@@ -284,10 +314,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_let_go(stage: Stage) -
         )
         show("mute", sent=len(sent), answered=answered, grown_mib=round(grown, 1))
         assert grown < 64
-        deadline = time.monotonic() + 10
-        while not _closed(connection):
-            assert time.monotonic() < deadline, "its connection is kept for ever"
-            time.sleep(0.1)
+        until(lambda: _closed(connection))
 
 
 def _closed(connection: Any) -> bool:
@@ -353,11 +380,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         time.sleep(stage.seconds(1.2, 5))
         os.kill(workers[0], signal.SIGKILL)
         seen = ended(under)
-        deadline = time.monotonic() + 10
-        while len(now := children(server.process.pid)) < 2:
-            assert time.monotonic() < deadline, "it did not come back"
-            time.sleep(0.1)
-        assert workers[1] in now, "the other one was ended too"
+        until(lambda: len(children(server.process.pid)) == 2)
+        assert workers[1] in children(server.process.pid), "the other one was ended too"
         handled = [metric(page, "grpc_server_handled_total", grpc_code="OK") for page in pages]
         show("kill", codes=seen["codes"], says=seen["says"], handled=handled)
         assert set(seen["codes"]) <= {"OK", "UNAVAILABLE"}, seen["says"]
