@@ -148,7 +148,7 @@ def capacity(stage: Stage, address: str, requests: str) -> float:
 def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
     every_s = stage.seconds(1, 5)
-    reloads, rounds = stage.count(3, 8), stage.count(1, 3)
+    reloads, rounds = stage.count(3, 8), stage.count(1, 2)
     memory, without, under = [], [], []
     with stage.server("--poll-s", "0.2") as server:
         rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 150
@@ -215,12 +215,11 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 # --- (b) overload ------------------------------------------------------------------------
 
-# What is short: the batch thread, which looks through all items for each row; the event loop,
-# which encodes large answers; or the front, which costs more than a small answer does.
+# What is short: the batch thread, which looks through all items for each row; or the event loop,
+# which encodes large answers. (A client in Python cannot offer three times as many small ones.)
 SHORT: dict[str, dict[str, Any]] = {
     "batch thread": {"k": 20, "level": 0},
     "event loop": {"k": 500, "level": 1},
-    "front": {"k": 5, "level": 4},
 }
 
 
@@ -269,7 +268,7 @@ def test_cancelled_calls_disturb_no_other(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
     with stage.server() as server:
         rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 200
-        load = {"rate": rate / 2, "deadline_s": 5}
+        load = {"rate": rate / 2, "deadline_s": 20}
         some = begin(server.address, requests, stage.seconds(2, 120), cancelled=0.1, seed=1, **load)
         half = run(server.address, requests, stage.seconds(2, 60), cancelled=0.5, seed=2, **load)
         tenth = ended(some)
@@ -340,6 +339,7 @@ def test_a_request_of_64_mib_is_refused_without_harm(stage: Stage) -> None:
                 assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "larger than max" in caught.value.details()
         beside = ended(load)
+        time.sleep(1)  # what was on its way when a request was refused is let go of
         grown = resident(server.process.pid)["own"] - memory
         show("large", codes=beside["codes"], ms=beside["answered_ms"], grown_mib=round(grown, 1))
         assert set(beside["codes"]) == {"OK"}, beside["says"]
@@ -374,8 +374,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         assert len(pages) == 2
         workers = children(server.process.pid)
         assert len(workers) == 2
-        rate = stage.seconds(150, 600)
-        load = {"rate": rate, "deadline_s": 5, "connections": 16}
+        rate = 0.5 * capacity(stage, server.address, requests) if stage.full else 150
+        load = {"rate": rate, "deadline_s": 20, "connections": 16}
         under = begin(server.address, requests, stage.seconds(3, 20), **load)
         time.sleep(stage.seconds(1.2, 5))
         os.kill(workers[0], signal.SIGKILL)

@@ -33,8 +33,10 @@ def parent(folder: Path, count: int = 3, **options: int) -> Iterator[subprocess.
         yield process
     finally:
         process.kill()
+        for pid in pids(folder).values():  # left behind only where a test fails
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
-        until(lambda: not any(alive(pid) for pid in pids(folder).values()))
 
 
 def pids(folder: Path) -> dict[int, int]:
