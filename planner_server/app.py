@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from planner_server.release import Serving, open_release
-from planner_server.service import PlannerService, RecommenderService, register, show_versions
+from planner_server.service import PlannerService, RecommenderService, services, show_versions
 from serendip.artifacts import Artifacts
 from serendip.serving.server import ServerOptions, serve_until_signal
 
@@ -50,10 +49,9 @@ async def run(
     """Opens the current release and serves it until a signal."""
     serving = open_release(Artifacts(artifacts), catalogue, live=live, redis=redis)
     async with servicers(serving, retriever) as (planner, recommender):
-
-        def add(server: Any) -> list[str]:
-            return register(server, planner, recommender)
-
         await serve_until_signal(
-            "planner", add, options, on_ready=lambda running: show_versions(running, serving)
+            "planner",
+            services(planner, recommender),
+            options,
+            on_ready=lambda running: show_versions(running, serving),
         )

@@ -35,14 +35,9 @@ from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import plan_message
 from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
-from serendip.serving.server import Running, deadline_of
-from serendip.v1 import (
-    planner_pb2,
-    planner_pb2_grpc,
-    recommender_pb2,
-    recommender_pb2_grpc,
-    retriever_pb2_grpc,
-)
+from serendip.serving.handlers import Call, Service, service_of
+from serendip.serving.server import Running
+from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2_grpc
 from serendip.wire import (
     check_plan_request,
     check_recommend_request,
@@ -55,29 +50,24 @@ from serendip.wire import (
     versions_to_proto,
 )
 
-PLANNER = "serendip.v1.Planner"
-RECOMMENDER = "serendip.v1.Recommender"
-
 _PAGE, _MAX_PAGE = 100, 1000
 _RECOMMEND_S = 10.0  # where the caller sets no deadline: a call that never hangs
 
 
-class PlannerService(planner_pb2_grpc.PlannerServicer):
+class PlannerService:
     """Serves one release's plans and tree."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
 
-    async def Plan(
-        self, request: planner_pb2.PlanRequest, context: Any
-    ) -> planner_pb2.PlanResponse:
+    async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> planner_pb2.PlanResponse:
         """Plans for catalogue items; every row by itself."""
         check_plan_request(request)
         self._check_tree(request.tree_version)
-        return planner_pb2.PlanResponse(rows=await self.plan_rows(request, deadline_of(context)))
+        return planner_pb2.PlanResponse(rows=await self.plan_rows(request, call.deadline))
 
     async def PlanContent(
-        self, request: planner_pb2.PlanContentRequest, context: Any
+        self, request: planner_pb2.PlanContentRequest, call: Call
     ) -> planner_pb2.PlanContentResponse:
         """A live plan for an item that the catalogue does not have."""
         self._check_tree(request.tree_version)
@@ -85,14 +75,14 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         query = LiveQuery(
             await asyncio.to_thread(_content, request), exclude=self._excluded(request)
         )
-        plan = await self._live().plan(query, deadline_of(context))
+        plan = await self._live().plan(query, call.deadline)
         return planner_pb2.PlanContentResponse(
             plan=plan_to_proto(replace(plan, clusters=plan.clusters[: request.k])),
             versions=versions_to_proto(replace(self._serving.versions, plans_version="")),
         )
 
     async def Resolve(
-        self, request: planner_pb2.ResolveRequest, context: Any
+        self, request: planner_pb2.ResolveRequest, call: Call
     ) -> planner_pb2.ResolveResponse:
         """Texts to nodes."""
         self._check_tree(request.tree_version)
@@ -106,7 +96,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         )
 
     async def ListClusters(
-        self, request: planner_pb2.ListClustersRequest, context: Any
+        self, request: planner_pb2.ListClustersRequest, call: Call
     ) -> planner_pb2.ListClustersResponse:
         """The tree, page by page."""
         nodes = self._listed(request)
@@ -121,7 +111,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         )
 
     async def GetCluster(
-        self, request: planner_pb2.GetClusterRequest, context: Any
+        self, request: planner_pb2.GetClusterRequest, call: Call
     ) -> planner_pb2.GetClusterResponse:
         """One node."""
         node = self._serving.tree.nodes.check(request.node_id)
@@ -130,7 +120,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         )
 
     async def GetInfo(
-        self, request: planner_pb2.PlannerGetInfoRequest, context: Any
+        self, request: planner_pb2.PlannerGetInfoRequest, call: Call
     ) -> planner_pb2.PlannerGetInfoResponse:
         """Versions, level and size."""
         serving = self._serving
@@ -287,7 +277,7 @@ class PlannerService(planner_pb2_grpc.PlannerServicer):
         )
 
 
-class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
+class RecommenderService:
     """One call for both levels, over a channel to a retriever server."""
 
     def __init__(self, planner: PlannerService, channel: Any) -> None:
@@ -296,11 +286,11 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
         self._retriever = stub(channel)
 
     async def Recommend(
-        self, request: recommender_pb2.RecommendRequest, context: Any
+        self, request: recommender_pb2.RecommendRequest, call: Call
     ) -> recommender_pb2.RecommendResponse:
         """Plans, then retrieves from the plan."""
         check_recommend_request(request)
-        deadline = deadline_of(context) or time.monotonic() + _RECOMMEND_S
+        deadline = call.deadline or time.monotonic() + _RECOMMEND_S
         row = await self._plan(request, deadline)
         response = await self._retrieve(to_retrieve_request(request, row.plan), deadline)
         return to_recommend_response(row, response)
@@ -328,17 +318,13 @@ class RecommenderService(recommender_pb2_grpc.RecommenderServicer):
             raise error_from_rpc(e.code().value[0], e.details() or "", trailers) from e
 
 
-def register(
-    server: Any, planner: PlannerService, recommender: RecommenderService | None
-) -> list[str]:
-    """Adds the services to a grpc.aio server; returns their full names."""
-    add_planner: Any = planner_pb2_grpc.add_PlannerServicer_to_server
-    add_planner(planner, server)
-    if recommender is None:
-        return [PLANNER]
-    add_recommender: Any = recommender_pb2_grpc.add_RecommenderServicer_to_server
-    add_recommender(recommender, server)
-    return [PLANNER, RECOMMENDER]
+def services(planner: PlannerService, recommender: RecommenderService | None) -> list[Service]:
+    """What the planner server serves; Recommend only with a retriever's address."""
+    served = [service_of(planner_pb2.DESCRIPTOR.services_by_name["Planner"], planner)]
+    if recommender is not None:
+        descriptor = recommender_pb2.DESCRIPTOR.services_by_name["Recommender"]
+        served.append(service_of(descriptor, recommender))
+    return served
 
 
 def show_versions(running: Running, serving: Serving) -> None:

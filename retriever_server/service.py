@@ -6,11 +6,9 @@ made a status by serving.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -23,16 +21,14 @@ from serendip.core import (
     check_length,
 )
 from serendip.retrieval.ranker import ClusterRanker
-from serendip.serving import server as life
 from serendip.serving.batching import Batcher
 from serendip.serving.errors import OK_STATUS, status_of
-from serendip.serving.server import Running, ServerOptions
-from serendip.serving.telemetry import BatchMetrics
-from serendip.v1 import retriever_pb2, retriever_pb2_grpc
+from serendip.serving.handlers import Call, Service, service_of
+from serendip.serving.telemetry import BatchMetrics, ServerMetrics
+from serendip.v1 import retriever_pb2
 from serendip.wire import query_from_proto, retrieval_to_proto, versions_to_proto
 from serendip.wire_filters import attributes_to_proto
 
-SERVICE_NAME: str = retriever_pb2.DESCRIPTOR.services_by_name["Retriever"].full_name
 MAX_BATCH = 16
 MAX_REQUESTS = 256
 MAX_WAIT_S = 5.0
@@ -90,16 +86,26 @@ class Serving:
     """What a server serves at a time; replaced as a whole.
 
     Attributes:
-        release: versions of the current release.
+        version: of the current release.
+        release: versions of its parts.
         rankers: those that are open, by tree_version, newest first; not empty.
     """
 
+    version: str
     release: Versions
     rankers: dict[str, ClusterRanker]
 
     @property
     def newest(self) -> ClusterRanker:
         return next(iter(self.rankers.values()))
+
+    def beside(self, other: Serving) -> Serving:
+        """This one, with the newest ranker of another tree that ``other`` has open.
+
+        Two trees at most: whoever planned under the tree before is answered through a swap.
+        """
+        more = ((t, r) for t, r in other.rankers.items() if t not in self.rankers)
+        return replace(self, rankers=dict([next(iter(self.rankers.items())), *islice(more, 1)]))
 
     def ranker(self, tree_version: str) -> ClusterRanker:
         """Raises WrongTree, naming the tree versions that are open."""
@@ -119,7 +125,7 @@ class Serving:
 Row = tuple[ClusterRanker, RetrievalQuery]
 
 
-class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
+class RetrieverService:
     """Retrieve, RetrieveBatch, GetInfo over one batch thread."""
 
     def __init__(
@@ -131,28 +137,29 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             self._run,
             max_batch=max_batch,
             max_wait_s=MAX_WAIT_S,
-            on_batch=self._metrics.batch.observe,
+            observer=self._metrics.batch,
             name="retriever",
         )
+        self._metrics.batch.watch(lambda: self._batcher.waiting)
 
     async def Retrieve(
-        self, request: retriever_pb2.RetrieveRequest, context: Any
+        self, request: retriever_pb2.RetrieveRequest, call: Call
     ) -> retriever_pb2.RetrieveResponse:
         """Candidates for one user."""
         row = self._read(request)
-        retrieval = await self._batcher.submit(row, _deadline(context))
+        retrieval = await self._batcher.submit(row, call.deadline)
         return self._answer(row, retrieval)
 
     async def RetrieveBatch(
-        self, request: retriever_pb2.RetrieveBatchRequest, context: Any
+        self, request: retriever_pb2.RetrieveBatchRequest, call: Call
     ) -> retriever_pb2.RetrieveBatchResponse:
         """Candidates for many users; each row fails by itself."""
         rows = self._read_all(request)
-        outcomes = await self._run_readable(rows, _deadline(context))
+        outcomes = await self._run_readable(rows, call.deadline)
         return retriever_pb2.RetrieveBatchResponse(rows=[self._row(*pair) for pair in outcomes])
 
     async def GetInfo(
-        self, request: retriever_pb2.RetrieverGetInfoRequest, context: Any
+        self, request: retriever_pb2.RetrieverGetInfoRequest, call: Call
     ) -> retriever_pb2.RetrieverGetInfoResponse:
         """Versions and size."""
         serving, ranker = self._serving, self._serving.newest
@@ -168,20 +175,21 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             withheld_item_count=ranker.withheld_count,
         )
 
-    def register(self, server: Any) -> Sequence[str]:
-        """Adds the service to a grpc.aio server; returns its full name."""
-        add: Any = retriever_pb2_grpc.add_RetrieverServicer_to_server
-        add(self, server)
-        return (SERVICE_NAME,)
+    def services(self) -> list[Service]:
+        """What a front serves."""
+        return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self)]
 
-    def show_versions(self, running: Running) -> None:
-        """Puts what is served into the running server's metrics."""
-        release = self._serving.release
-        running.metrics.set_versions(
-            tree=release.tree_version,
-            retriever=release.retriever_version,
-            order=release.order_version,
-        )
+    @property
+    def serving(self) -> Serving:
+        """What is served now."""
+        return self._serving
+
+    def swap(self, serving: Serving) -> None:
+        """Serves something else from the next call on; to be called by the event loop's thread.
+
+        A call that has been read keeps the ranker that it was read for.
+        """
+        self._serving = serving
 
     async def close(self) -> None:
         """Ends the batch thread; to be called after the drain."""
@@ -242,43 +250,13 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         return retriever_pb2.RetrieveRow(status=OK_STATUS, response=self._answer(row, result))
 
 
-@contextlib.asynccontextmanager
-async def serve(serving: Serving, options: ServerOptions | None = None) -> AsyncIterator[Running]:
-    """Serves while the block runs. Raises InvalidRequest if a port cannot be bound."""
-    registry = CollectorRegistry()
-    async with (
-        _service(serving, registry) as service,
-        life.serve("retriever", service.register, options, registry=registry) as running,
-    ):
-        service.show_versions(running)
-        yield running
-
-
-async def serve_until_signal(serving: Serving, options: ServerOptions) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InvalidRequest if a port cannot be bound."""
-    registry = CollectorRegistry()
-    async with _service(serving, registry) as service:
-        await life.serve_until_signal(
-            "retriever",
-            service.register,
-            options,
-            registry=registry,
-            on_ready=service.show_versions,
-        )
-
-
-@contextlib.asynccontextmanager
-async def _service(
-    serving: Serving, registry: CollectorRegistry
-) -> AsyncIterator[RetrieverService]:
-    service = RetrieverService(serving, registry)
-    try:
-        yield service
-    finally:
-        await service.close()
-
-
-def _deadline(context: Any) -> float | None:
-    """The caller's deadline on the monotonic clock, in seconds; None if it set none."""
-    left = context.time_remaining()
-    return None if left is None else time.monotonic() + float(left)
+def show_versions(metrics: ServerMetrics, serving: Serving) -> None:
+    """Puts what is served into a server's metrics."""
+    before = [tree for tree in serving.rankers if tree != serving.release.tree_version]
+    metrics.set_versions(
+        release=serving.version,
+        tree=serving.release.tree_version,
+        tree_before=before[0] if before else "",
+        retriever=serving.release.retriever_version,
+        order=serving.release.order_version,
+    )

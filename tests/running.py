@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from serendip.serving.server import Register, Running, ServerOptions, serve
+from serendip.serving.handlers import Service
+from serendip.serving.server import Running, ServerOptions, serve
 
 
 @contextlib.contextmanager
 def in_thread(
-    register: Register,
+    services: Callable[[], Sequence[Service]],
     options: ServerOptions | None = None,
     *,
     name: str = "test",
     registry: CollectorRegistry | None = None,
 ) -> Iterator[Running]:
-    """Serves from a thread with an event loop of its own while the block runs."""
+    """Serves from a thread with an event loop of its own while the block runs.
+
+    Args:
+        services: makes them, inside that loop.
+    """
     ready = threading.Event()
     started: list[Running] = []
     failed: list[BaseException] = []
@@ -29,7 +34,7 @@ def in_thread(
     async def main() -> None:
         stopped = asyncio.Event()
         stop.append((asyncio.get_running_loop(), stopped))
-        async with serve(name, register, options, registry=registry) as running:
+        async with serve(name, services(), options, registry=registry) as running:
             started.append(running)
             ready.set()
             await stopped.wait()

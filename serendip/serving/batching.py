@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from serendip.core import DeadlineSpent, InvalidRequest, NotReady, Overloaded
 
@@ -25,6 +25,25 @@ R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 30.0
+# A call is late if so many times its expected wait ends after its deadline. With 1, half of those
+# that a full queue takes would be: their work is done, and nobody has it.
+MARGIN = 1.5
+
+
+class Observer(Protocol):
+    """Is told what a batcher does, by whichever thread does it; must be quick."""
+
+    def ran(self, rows: int) -> None:
+        """A batch of so many rows is about to run."""
+
+    def waited(self, seconds: float) -> None:
+        """A call's first row has been taken, so long after the call came."""
+
+    def dropped(self, why: str, rows: int) -> None:
+        """Rows for nobody were dropped before they ran; "expired" or "cancelled"."""
+
+    def refused(self, why: str, rows: int) -> None:
+        """Rows were not accepted: "rows" or "wait", the bounds, or "late" for their deadline."""
 
 
 class Batcher(Generic[Q, R]):
@@ -37,7 +56,7 @@ class Batcher(Generic[Q, R]):
         max_waiting: most rows that may wait for a run; also the most rows of one call.
         max_wait_s: a call that would wait longer than this, by the recent rate, is refused as
             well; None refuses by rows alone.
-        on_batch: told (rows run, rows still waiting) before each run, by the worker's thread.
+        observer: told what is run, dropped and refused.
         name: of the worker's thread.
     """
 
@@ -48,7 +67,7 @@ class Batcher(Generic[Q, R]):
         max_batch: int = 16,
         max_waiting: int = 1024,
         max_wait_s: float | None = None,
-        on_batch: Callable[[int, int], None] | None = None,
+        observer: Observer | None = None,
         name: str = "batcher",
     ) -> None:
         for value, field in ((max_batch, "max_batch"), (max_waiting, "max_waiting")):
@@ -58,11 +77,12 @@ class Batcher(Generic[Q, R]):
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
-        self._on_batch = on_batch
+        self._observer = observer
         self._changed = threading.Condition()
         # All below is guarded by _changed.
         self._calls: OrderedDict[int, _Call[Q, R]] = OrderedDict()
         self._waiting = 0
+        self._running = 0  # rows of the batch that runs
         self._idle = False
         self._closed = False
         self._row_s = 0.0  # smoothed seconds a row; 0 until the first run
@@ -82,7 +102,7 @@ class Batcher(Generic[Q, R]):
                 dropped if it has not been taken by then.
 
         Raises:
-            Overloaded: too many rows wait.
+            Overloaded: too many rows wait, or by the recent rate it would be late.
             DeadlineSpent: the deadline passed before the row was taken.
             NotReady: the batcher is closed.
             Exception: what ``run`` raised, or returned for this row.
@@ -112,28 +132,25 @@ class Batcher(Generic[Q, R]):
                 remedy="Split the request.",
             )
         if deadline is not None and time.monotonic() >= deadline:
+            self._tell_dropped("expired", rows)
             raise _spent()
         call: _Call[Q, R] = _Call(list(queries), deadline, asyncio.get_running_loop())
         with self._changed:
             if self._closed:
                 raise _closed()
-            wait_s = self._waiting * self._row_s
-            too_slow = self._max_wait_s is not None and wait_s > self._max_wait_s
-            if self._waiting + rows > self._max_waiting or too_slow:
-                raise Overloaded(
-                    f"{self._waiting} rows are waiting",
-                    retry_after_s=min(max(round(wait_s, 3), 0.01), MAX_RETRY_AFTER_S),
-                )
+            if refused := self._refusal(rows, deadline):
+                raise refused
             self._calls[id(call)] = call
             self._waiting += rows
             if self._idle:
+                self._idle = False  # one call wakes the worker, not each one until it runs
                 self._changed.notify()
         try:
             return await call.future
         except asyncio.CancelledError:
             # Room for others at once, rather than when the worker comes by.
             with self._changed:
-                self._drop(call)
+                self._drop(call, "cancelled")
             raise
 
     async def close(self) -> None:
@@ -151,16 +168,23 @@ class Batcher(Generic[Q, R]):
     # --- the worker's thread -------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            taken, done, waiting = self._take()
-            _deliver(done)
-            if taken:
-                _deliver(self._run_rows(taken, waiting))
-            elif self._closed and not done:
-                return
+        while self._step():
+            pass
 
-    def _take(self) -> tuple[list[_Row[Q, R]], list[_Call[Q, R]], int]:
-        """Waits for rows; returns those to run, the calls that ended instead, the rows left."""
+    def _step(self) -> bool:
+        """Takes and runs one batch; returns whether there may be another.
+
+        A function of its own, so that nothing of a batch is held while the next one is waited
+        for: a row may hold what is large.
+        """
+        taken, done = self._take()
+        _deliver(done)
+        if taken:
+            _deliver(self._run_rows(taken))
+        return bool(taken or done) or not self._closed
+
+    def _take(self) -> tuple[list[_Row[Q, R]], list[_Call[Q, R]]]:
+        """Waits for rows; returns those to run, and the calls that ended instead."""
         taken: list[_Row[Q, R]] = []
         done: list[_Call[Q, R]] = []
         with self._changed:
@@ -172,10 +196,10 @@ class Batcher(Generic[Q, R]):
             while self._calls and len(taken) < self._max_batch:
                 call = next(iter(self._calls.values()))
                 if call.future.cancelled():
-                    self._drop(call)
+                    self._drop(call, "cancelled")
                     continue
                 if call.deadline is not None and now >= call.deadline:
-                    self._drop(call)
+                    self._drop(call, "expired")
                     call.failure = _spent()
                     done.append(call)
                     continue
@@ -186,15 +210,15 @@ class Batcher(Generic[Q, R]):
                 call.taken = stop
                 if stop == len(call.queries):
                     del self._calls[id(call)]
-            return taken, done, self._waiting
+            self._running = len(taken)
+            return taken, done
 
-    def _run_rows(self, rows: list[_Row[Q, R]], waiting: int) -> list[_Call[Q, R]]:
+    def _run_rows(self, rows: list[_Row[Q, R]]) -> list[_Call[Q, R]]:
         """Runs one batch; returns the calls that have all their results now."""
         started = time.monotonic()
         results: Sequence[R | Exception]
         try:
-            if self._on_batch is not None:
-                self._on_batch(len(rows), waiting)
+            self._tell_run(rows, started)
             results = self._run([call.queries[index] for call, index in rows])
             if len(results) != len(rows):
                 raise RuntimeError(f"a batch of {len(rows)} rows gave {len(results)} results")
@@ -205,6 +229,7 @@ class Batcher(Generic[Q, R]):
         row_s = (time.monotonic() - started) / len(rows)
         done = []
         with self._changed:
+            self._running = 0
             self._row_s = row_s if not self._row_s else 0.8 * self._row_s + 0.2 * row_s
             for (call, index), result in zip(rows, results, strict=True):
                 call.results[index] = result
@@ -214,16 +239,53 @@ class Batcher(Generic[Q, R]):
                     done.append(call)
         return done
 
-    def _drop(self, call: _Call[Q, R]) -> None:
+    def _drop(self, call: _Call[Q, R], why: str = "") -> None:
         """Forgets the rows of a call that have not been taken; to be called under the lock."""
         if self._calls.pop(id(call), None) is not None:
-            self._waiting -= len(call.queries) - call.taken
+            rows = len(call.queries) - call.taken
+            self._waiting -= rows
+            if why:
+                self._tell_dropped(why, rows)
+
+    def _tell_run(self, rows: list[_Row[Q, R]], now: float) -> None:
+        if self._observer is not None:
+            self._observer.ran(len(rows))
+            for call, index in rows:
+                if index == 0:
+                    self._observer.waited(now - call.came)
+
+    def _tell_dropped(self, why: str, rows: int) -> None:
+        if self._observer is not None:
+            self._observer.dropped(why, rows)
+
+    def _refusal(self, rows: int, deadline: float | None) -> Overloaded | None:
+        """Why rows are not accepted, None if they are; to be called under the lock."""
+        wait_s = self._waiting * self._row_s
+        # Where nothing waits or runs nobody is refused: the rate may be that of a bad moment, and
+        # nothing else would correct it.
+        busy = self._waiting + self._running
+        end_s = (busy + rows) * self._row_s if busy else 0.0
+        if self._waiting + rows > self._max_waiting:
+            why = "rows"
+        elif self._max_wait_s is not None and wait_s > self._max_wait_s:
+            why = "wait"
+        elif deadline is not None and time.monotonic() + MARGIN * end_s > deadline:
+            why = "late"
+        else:
+            return None
+        if self._observer is not None:
+            self._observer.refused(why, rows)
+        return Overloaded(
+            f"{self._waiting} rows are waiting",
+            retry_after_s=min(max(round(wait_s, 3), 0.01), MAX_RETRY_AFTER_S),
+        )
 
 
 class _Call(Generic[Q, R]):
     """The rows of one caller: some waiting, some running, some done."""
 
     __slots__ = (
+        "came",
         "deadline",
         "failure",
         "future",
@@ -239,6 +301,7 @@ class _Call(Generic[Q, R]):
     ) -> None:
         self.queries = queries
         self.deadline = deadline
+        self.came = time.monotonic()
         self.loop = loop
         self.future: asyncio.Future[list[R | Exception]] = loop.create_future()
         self.results: list[Any] = [None] * len(queries)

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 REFLECTION_NAME: str = reflection.SERVICE_NAME
 
@@ -39,6 +39,7 @@ class MethodAwarePool:
 
 def add_reflection(server: Any, service_names: Sequence[str]) -> None:
     """Serves reflection of ``service_names`` (full names) and of itself."""
-    reflection.enable_server_reflection(
-        (*service_names, REFLECTION_NAME), server, pool=MethodAwarePool()
+    servicer: Any = reflection.aio.ReflectionServicer(
+        (*service_names, REFLECTION_NAME), pool=MethodAwarePool()
     )
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

@@ -1,9 +1,9 @@
 """The life of a server: bind, serve, be healthy, say so, stop without losing a call.
 
     bind ──> SERVING ──> "NAME ready on HOST:PORT" ──> signal ──> NOT_SERVING ──> drain ──> exit 0
-      └─ InvalidRequest: the port is taken
+      └─ InvalidRequest: the port is taken       new calls: answered, lame_s long ┘└ UNAVAILABLE
 
-Knows no tier: the caller registers its servicers, and closes what they hold after the drain.
+Knows no tier: the caller brings its services, and closes what their servicers hold after the drain.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,19 +20,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
 from serendip.core import InvalidRequest
-from serendip.serving.errors import ErrorInterceptor
+from serendip.serving.admission import Admission
+from serendip.serving.front import Counted, GrpcFront
+from serendip.serving.handlers import Service
 from serendip.serving.reflection import add_reflection
-from serendip.serving.telemetry import (
-    MetricsServer,
-    ServerMetrics,
-    TelemetryInterceptor,
-    start_metrics_server,
-)
+from serendip.serving.telemetry import MetricsServer, ServerMetrics, start_metrics_server
 
 HEALTH_NAME: str = health.SERVICE_NAME
-
-# Adds servicers to the grpc.aio server it is given; returns the services' full names.
-Register = Callable[[Any], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,19 @@ class ServerOptions:
         host: address to listen on, for calls and for metrics.
         port: for calls; 0 takes a free one.
         metrics_port: for http://host:port/metrics; 0 takes a free one, None serves none.
-        max_message_bytes: largest request and response.
+        max_request_bytes, max_response_bytes: larger messages are RESOURCE_EXHAUSTED; a request
+            is refused by its length, before it is taken in.
+        max_in_flight: calls that are worked on at a time; the next one is refused at once.
+        refuses_late: whether a call is refused that by the recent pace would miss its deadline.
+            For servers whose calls are alike.
+        max_pending: calls that may wait in gRPC's core, where no code of ours sees them. Beyond it
+            the core ends some of them as CANCELLED, beyond twice as many all; that costs next to
+            nothing, where a refusal of ours costs about as much as a small answer.
+        max_streams: calls that one connection may have open; a client keeps the others to itself
+            until one of these has ended.
+        max_connections: connections that are taken; None takes any number.
+        keepalive_s: seconds of silence after which a connection is asked whether it is alive; it
+            has as long to answer.
         grace_s: seconds that calls in flight get to end in when the server stops.
         lame_s: seconds for which a stopping server says NOT_SERVING and still takes calls, so
             that balancers can look away first.
@@ -55,11 +60,38 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 0
     metrics_port: int | None = None
-    max_message_bytes: int = 32 << 20
+    max_request_bytes: int = 32 << 20
+    max_response_bytes: int = 32 << 20
+    max_in_flight: int = 1024
+    refuses_late: bool = False
+    max_pending: int = 256
+    max_streams: int = 100
+    max_connections: int | None = None
+    keepalive_s: float = 60.0
     grace_s: float = 10.0
     lame_s: float = 0.0
     reuse_port: bool = False
     credentials: Any = None
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """What the gRPC core is told."""
+        milliseconds = round(self.keepalive_s * 1000)
+        arguments = [
+            ("grpc.so_reuseport", int(self.reuse_port)),
+            ("grpc.max_receive_message_length", self.max_request_bytes),
+            ("grpc.max_send_message_length", self.max_response_bytes),
+            ("grpc.server.max_pending_requests", self.max_pending),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * self.max_pending),
+            ("grpc.max_concurrent_streams", self.max_streams),
+            ("grpc.keepalive_time_ms", milliseconds),
+            ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.http2.ping_timeout_ms", milliseconds),
+            # Clients may ask as often as the server does; others are told to go away.
+            ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
+        ]
+        if self.max_connections is not None:
+            arguments.append(("grpc.max_allowed_incoming_connections", self.max_connections))
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def serve(
     name: str,
-    register: Register,
+    services: Sequence[Service],
     options: ServerOptions | None = None,
     *,
     registry: CollectorRegistry | None = None,
@@ -108,7 +140,7 @@ async def serve(
 
     Args:
         name: of the server, for people.
-        register: adds the servicers; see ``Register``.
+        services: what is served, beside health and reflection.
         registry: takes the server's metrics; a new one if None.
 
     Raises:
@@ -118,18 +150,17 @@ async def serve(
     registry = registry if registry is not None else CollectorRegistry()
     metrics = ServerMetrics(registry)
     health_servicer = _Health()
-    # Telemetry stands outside: it sees the code that the errors' interceptor ends a call with.
-    server = grpc.aio.server(
-        interceptors=[TelemetryInterceptor(metrics), ErrorInterceptor()],
-        options=[
-            ("grpc.so_reuseport", int(options.reuse_port)),
-            ("grpc.max_receive_message_length", options.max_message_bytes),
-            ("grpc.max_send_message_length", options.max_message_bytes),
-        ],
+    admission = Admission(
+        options.max_in_flight,
+        options.refuses_late,
+        on_refused=lambda why: metrics.refused.labels(why).inc(),
     )
-    names = tuple(register(server))
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    add_reflection(server, (*names, HEALTH_NAME))
+    server = grpc.aio.server(options=options.channel_arguments())
+    server.add_generic_rpc_handlers([GrpcFront(services, metrics, admission)])
+    names = tuple(service.name for service in services)
+    counted = Counted(server, metrics)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, counted)
+    add_reflection(counted, (*names, HEALTH_NAME))
     port = _bind(server, options)
     page: MetricsServer | None = None
     if options.metrics_port is not None:
@@ -150,6 +181,7 @@ async def serve(
         await health_servicer.stop()
         if options.lame_s:
             await asyncio.sleep(options.lame_s)
+        await admission.close()
         await server.stop(options.grace_s)
         if page:
             await asyncio.to_thread(page.close)
@@ -157,7 +189,7 @@ async def serve(
 
 async def serve_until_signal(
     name: str,
-    register: Register,
+    services: Sequence[Service],
     options: ServerOptions,
     *,
     registry: CollectorRegistry | None = None,
@@ -180,7 +212,7 @@ async def serve_until_signal(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     try:
-        async with serve(name, register, options, registry=registry) as running:
+        async with serve(name, services, options, registry=registry) as running:
             if on_ready is not None:
                 on_ready(running)
             print(running.line(), flush=True)
@@ -188,12 +220,6 @@ async def serve_until_signal(
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def deadline_of(context: Any) -> float | None:
-    """The deadline of a call as time.monotonic() in seconds; None if the caller set none."""
-    remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
 
 
 def _bind(server: Any, options: ServerOptions) -> int:

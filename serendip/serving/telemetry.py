@@ -6,15 +6,12 @@ no tier; every collector registers with the registry it is given, never with a g
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from serendip.core import InvalidRequest
@@ -25,8 +22,6 @@ SECONDS = (
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-_CODE_OF_NUMBER: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class ServerMetrics:
@@ -48,6 +43,12 @@ class ServerMetrics:
             "Seconds from the handler's start to its end.",
             call,
             buckets=SECONDS,
+            registry=registry,
+        )
+        self.refused = Counter(
+            "serendip_refused",
+            "Calls refused before they were begun: too many in flight, late, or stopping.",
+            ("reason",),
             registry=registry,
         )
         self._versions = Gauge(
@@ -73,53 +74,66 @@ class ServerMetrics:
 
 
 class BatchMetrics:
-    """Rows a batch and rows that wait, of one batcher; ``observe`` is its ``on_batch``."""
+    """What a batcher does, as its ``Observer``; see serving/batching.py."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._rows = Histogram(
             "serendip_batch_rows", "Rows run in one batch.", buckets=ROWS, registry=registry
         )
-        self._waiting = Gauge(
-            "serendip_batch_waiting_rows",
-            "Rows that waited when the last batch was taken.",
+        self._wait = Histogram(
+            "serendip_batch_wait_seconds",
+            "Seconds from a call's arrival at the queue to its first row's batch.",
+            buckets=SECONDS,
             registry=registry,
         )
+        self._dropped = Counter(
+            "serendip_batch_dropped_rows",
+            "Rows dropped before they ran: their call's deadline had passed, or it was cancelled.",
+            ("reason",),
+            registry=registry,
+        )
+        self._refused = Counter(
+            "serendip_batch_refused_rows",
+            "Rows refused: the queue was full, the wait too long, or they would have been late.",
+            ("reason",),
+            registry=registry,
+        )
+        for reason in ("expired", "cancelled"):
+            self._dropped.labels(reason)
+        for reason in ("rows", "wait", "late"):
+            self._refused.labels(reason)
+        self._waiting = Gauge(
+            "serendip_batch_waiting_rows", "Rows that wait for a batch now.", registry=registry
+        )
 
-    def observe(self, rows: int, waiting: int) -> None:
+    def watch(self, waiting: Callable[[], int]) -> None:
+        """Shows a queue's depth, asked at each scrape."""
+        self._waiting.set_function(waiting)
+
+    def ran(self, rows: int) -> None:
         self._rows.observe(rows)
-        self._waiting.set(waiting)
+
+    def waited(self, seconds: float) -> None:
+        self._wait.observe(seconds)
+
+    def dropped(self, why: str, rows: int) -> None:
+        self._dropped.labels(why).inc(rows)
+
+    def refused(self, why: str, rows: int) -> None:
+        self._refused.labels(why).inc(rows)
 
 
 # --- counting calls ----------------------------------------------------------------------
 
 
-@grpc.aio.ServerInterceptor.register
-class TelemetryInterceptor:
-    """Counts and times every call; to stand outside of what sets the final code."""
+class MethodMeter:
+    """Counts and times one method's calls; its label children are looked up once.
 
-    def __init__(self, metrics: ServerMetrics) -> None:
-        self._metrics = metrics
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
+    Args:
+        method: its full name, /SERVICE/METHOD.
+    """
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        method: str = handler_call_details.method
-        if handler is None:  # no such method: a caller must not be able to make label values
-            return None
-        known = self._wrapped.get(method)
-        if known is not None and known[0] is handler:
-            return known[1]
-        wrapped = _counted(handler, _MethodMeter(self._metrics, method, _grpc_type(handler)))
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
-
-
-class _MethodMeter:
-    """One method's label children, each looked up once."""
-
-    def __init__(self, metrics: ServerMetrics, method: str, grpc_type: str) -> None:
+    def __init__(self, metrics: ServerMetrics, method: str, grpc_type: str = "unary") -> None:
         service, _, name = method.removeprefix("/").rpartition("/")
         self._labels = (grpc_type, service, name)
         self._metrics = metrics
@@ -134,76 +148,16 @@ class _MethodMeter:
         return self._handled[code]
 
     def start(self) -> float:
+        """Counts a call that begins; returns what ``end`` wants to know."""
         self._started.inc()
         return time.perf_counter()
 
-    def end(self, started: float, code: str) -> None:
-        self._seconds.observe(time.perf_counter() - started)
+    def end(self, started: float, code: str) -> float:
+        """Counts a call that ends, by its code's name; returns the seconds that it took."""
+        seconds = time.perf_counter() - started
+        self._seconds.observe(seconds)
         self._child(code).inc()
-
-
-def _grpc_type(handler: Any) -> str:
-    request = "client" if handler.request_streaming else ""
-    response = "server" if handler.response_streaming else ""
-    return {"": "unary", "client": "client_stream", "server": "server_stream"}.get(
-        request + response, "bidi_stream"
-    )
-
-
-def _counted(handler: Any, meter: _MethodMeter) -> Any:
-    name = ("stream" if handler.request_streaming else "unary") + (
-        "_stream" if handler.response_streaming else "_unary"
-    )
-    behavior = getattr(handler, name)
-
-    async def call(request: Any, context: Any) -> Any:
-        started, code = meter.start(), "UNKNOWN"
-        try:
-            response = await behavior(request, context)
-            code = _code(context, "OK")
-            return response
-        except BaseException as error:
-            code = _code_of_failure(context, error)
-            raise
-        finally:
-            meter.end(started, code)
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        started, code = meter.start(), "UNKNOWN"
-        try:
-            async for response in behavior(request, context):
-                yield response
-            code = _code(context, "OK")
-        except BaseException as error:
-            code = _code_of_failure(context, error)
-            raise
-        finally:
-            meter.end(started, code)
-
-    # The server looks at the function's kind to learn how to drive it.
-    wrapper: Any = stream if inspect.isasyncgenfunction(behavior) else call
-    return getattr(grpc, f"{name}_rpc_method_handler")(
-        wrapper,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
-
-
-def _code_of_failure(context: Any, error: BaseException) -> str:
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        # The server cancels a call whose deadline passed as it does one that was given up.
-        return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
-    return _code(context, "UNKNOWN")
-
-
-def _code(context: Any, unset: str) -> str:
-    code = context.code()
-    if code is None:
-        return unset
-    if not isinstance(code, grpc.StatusCode):
-        return _CODE_OF_NUMBER.get(code, "UNKNOWN")
-    name: str = code.name
-    return name
+        return seconds
 
 
 # --- the page ----------------------------------------------------------------------------

@@ -78,8 +78,8 @@ class Both:
 def servers() -> Iterator[tuple[Tiers, str, str]]:
     tiers = Tiers()
     with (
-        in_thread(tiers.register_planner, name="planner") as planner,
-        in_thread(tiers.register_retriever, name="retriever") as retriever,
+        in_thread(tiers.planner_services, name="planner") as planner,
+        in_thread(tiers.retriever_services, name="retriever") as retriever,
     ):
         yield tiers, planner.address, retriever.address
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from serendip import wire
@@ -22,14 +21,8 @@ from serendip.core import (
     WrongTree,
 )
 from serendip.serving.errors import OK_STATUS, status_of
-from serendip.v1 import (
-    planner_pb2,
-    planner_pb2_grpc,
-    recommender_pb2,
-    recommender_pb2_grpc,
-    retriever_pb2,
-    retriever_pb2_grpc,
-)
+from serendip.serving.handlers import Call, Service, service_of
+from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
 from serendip.wire_filters import attributes_to_proto
 
 TREE = "0123456789ab"
@@ -43,20 +36,20 @@ def plan_of(item: str, k: int) -> Plan:
     return Plan(item, clusters[:k], 3, "because", TREE, "p", 1_700_000_000_123)
 
 
-class Planner(planner_pb2_grpc.PlannerServicer):
+class Planner:
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.metadata: list[Any] = []
         self.failures: list[Exception] = []
 
-    def _note(self, request: Any, context: Any) -> None:
+    def _note(self, request: Any, call: Call) -> None:
         self.requests.append(request)
-        self.metadata.append(dict(context.invocation_metadata()))
+        self.metadata.append(dict(call.metadata))
         if self.failures:
             raise self.failures.pop(0)
 
-    async def Plan(self, request: Any, context: Any) -> planner_pb2.PlanResponse:
-        self._note(request, context)
+    async def Plan(self, request: Any, call: Call) -> planner_pb2.PlanResponse:
+        self._note(request, call)
         wire.check_plan_request(request)
         if request.tree_version not in ("", TREE):
             raise WrongTree(f"is not open here, but: {TREE}", field="tree_version")
@@ -81,16 +74,16 @@ class Planner(planner_pb2_grpc.PlannerServicer):
             rows.append(row)
         return planner_pb2.PlanResponse(rows=rows)
 
-    async def PlanContent(self, request: Any, context: Any) -> planner_pb2.PlanContentResponse:
-        self._note(request, context)
+    async def PlanContent(self, request: Any, call: Call) -> planner_pb2.PlanContentResponse:
+        self._note(request, call)
         plan = wire.plan_to_proto(plan_of("", request.k))
         plan.ClearField("own_node_id")
         return planner_pb2.PlanContentResponse(
             plan=plan, versions=wire.versions_to_proto(PLANNER_VERSIONS)
         )
 
-    async def Resolve(self, request: Any, context: Any) -> planner_pb2.ResolveResponse:
-        self._note(request, context)
+    async def Resolve(self, request: Any, call: Call) -> planner_pb2.ResolveResponse:
+        self._note(request, call)
         known = {"cluster 0": 0, "cluster 4": 4}
         rows = [
             planner_pb2.ResolveRow(status=OK_STATUS, node_id=known[text])
@@ -100,8 +93,8 @@ class Planner(planner_pb2_grpc.PlannerServicer):
         ]
         return planner_pb2.ResolveResponse(rows=rows, match_rate=0.5, tree_version=TREE)
 
-    async def ListClusters(self, request: Any, context: Any) -> planner_pb2.ListClustersResponse:
-        self._note(request, context)
+    async def ListClusters(self, request: Any, call: Call) -> planner_pb2.ListClustersResponse:
+        self._note(request, call)
         start = int(request.page_token or 0)
         stop = min(start + request.page_size, NODES)
         return planner_pb2.ListClustersResponse(
@@ -110,44 +103,42 @@ class Planner(planner_pb2_grpc.PlannerServicer):
             tree_version=TREE,
         )
 
-    async def GetCluster(self, request: Any, context: Any) -> planner_pb2.GetClusterResponse:
-        self._note(request, context)
+    async def GetCluster(self, request: Any, call: Call) -> planner_pb2.GetClusterResponse:
+        self._note(request, call)
         if not 0 <= request.node_id < NODES:
             raise NotFound("is no node", field="node_id", value=request.node_id)
         return planner_pb2.GetClusterResponse(cluster=cluster(request.node_id), tree_version=TREE)
 
 
-class Recommender(recommender_pb2_grpc.RecommenderServicer):
+class Recommender:
     """Composes as a planner server does, over objects instead of a second channel."""
 
     def __init__(self, planner: Planner, retriever: Retriever) -> None:
         self._planner, self._retriever = planner, retriever
 
-    async def Recommend(self, request: Any, context: Any) -> recommender_pb2.RecommendResponse:
+    async def Recommend(self, request: Any, call: Call) -> recommender_pb2.RecommendResponse:
         wire.check_recommend_request(request)
         asked = planner_pb2.PlanRequest(
             context_item_ids=[request.context_item_id], k=8, siblings_only=request.siblings_only
         )
-        (row,) = (await self._planner.Plan(asked, context)).rows
+        (row,) = (await self._planner.Plan(asked, call)).rows
         error = wire.error_from_status(row.status)
         if error is not None:
             raise error
         followed = wire.to_retrieve_request(request, row.plan)
-        response = await self._retriever.Retrieve(followed, context)
+        response = await self._retriever.Retrieve(followed, call)
         return wire.to_recommend_response(row, response)
 
 
-class Retriever(retriever_pb2_grpc.RetrieverServicer):
+class Retriever:
     def __init__(self) -> None:
         self.requests: list[Any] = []
 
-    async def Retrieve(self, request: Any, context: Any) -> retriever_pb2.RetrieveResponse:
+    async def Retrieve(self, request: Any, call: Call) -> retriever_pb2.RetrieveResponse:
         self.requests.append(request)
         return self._answer(request)
 
-    async def RetrieveBatch(
-        self, request: Any, context: Any
-    ) -> retriever_pb2.RetrieveBatchResponse:
+    async def RetrieveBatch(self, request: Any, call: Call) -> retriever_pb2.RetrieveBatchResponse:
         rows = []
         for one in request.requests:
             try:
@@ -198,14 +189,16 @@ class Tiers:
         self.retriever = Retriever()
         self.recommender = Recommender(self.planner, self.retriever)
 
-    def register_planner(self, server: Any) -> Sequence[str]:
-        planner_pb2_grpc.add_PlannerServicer_to_server(self.planner, server)
-        recommender_pb2_grpc.add_RecommenderServicer_to_server(self.recommender, server)
-        return ("serendip.v1.Planner", "serendip.v1.Recommender")
+    def planner_services(self) -> list[Service]:
+        return [
+            service_of(planner_pb2.DESCRIPTOR.services_by_name["Planner"], self.planner),
+            service_of(
+                recommender_pb2.DESCRIPTOR.services_by_name["Recommender"], self.recommender
+            ),
+        ]
 
-    def register_retriever(self, server: Any) -> Sequence[str]:
-        retriever_pb2_grpc.add_RetrieverServicer_to_server(self.retriever, server)
-        return ("serendip.v1.Retriever",)
+    def retriever_services(self) -> list[Service]:
+        return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self.retriever)]
 
 
 AWAY = NotReady("no release yet")

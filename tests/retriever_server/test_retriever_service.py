@@ -22,8 +22,9 @@ from cyclic_world import World
 from google.rpc import code_pb2, status_pb2
 from prometheus_client import CollectorRegistry
 
+from retriever_server.app import serve
 from retriever_server.release import open_release
-from retriever_server.service import RetrieverService, serve
+from retriever_server.service import RetrieverService
 from serendip.artifacts import Artifacts
 from serendip.core import (
     CorruptArtifact,
@@ -35,6 +36,7 @@ from serendip.core import (
 )
 from serendip.retrieval.export import load_model
 from serendip.retrieval.ranker import ClusterRanker
+from serendip.serving.handlers import Call
 from serendip.serving.server import Running, ServerOptions
 from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 from serendip.wire import error_from_status, query_to_proto, retrieval_from_proto
@@ -280,15 +282,11 @@ def test_an_expired_call_is_dropped_and_never_run(
 
 
 def test_the_callers_deadline_reaches_the_batcher(released: World) -> None:
-    class Spent:
-        def time_remaining(self) -> float:
-            return 0.0
-
     async def run() -> None:
         service = RetrieverService(open_release(released.artifacts), CollectorRegistry())
         try:
             with pytest.raises(DeadlineSpent):
-                await service.Retrieve(request(released), Spent())
+                await service.Retrieve(request(released), Call(time.monotonic() - 1))
         finally:
             await service.close()
 
@@ -358,6 +356,7 @@ def test_a_release_of_two_trees_is_refused(released: World) -> None:
             open_release(artifacts)
     finally:
         artifacts.make_current("release", good)
+        (artifacts.root / "release" / "previous").unlink()
 
 
 @pytest.mark.parametrize("name", ["items.npy", "model.onnx.data", "item_id_table.npy"])

@@ -6,6 +6,7 @@ import asyncio
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -288,19 +289,114 @@ def test_a_loop_that_is_gone_does_not_end_the_worker() -> None:
     go(main)
 
 
-def test_batches_are_told() -> None:
+class Told:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.waits: list[float] = []
+        self.others: Counter[tuple[str, str]] = Counter()
+
+    def ran(self, rows: int) -> None:
+        self.batches.append(rows)
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def dropped(self, why: str, rows: int) -> None:
+        self.others["dropped", why] += rows
+
+    def refused(self, why: str, rows: int) -> None:
+        self.others["refused", why] += rows
+
+
+def test_what_is_run_dropped_and_refused_is_told() -> None:
     async def main() -> None:
-        told: list[tuple[int, int]] = []
+        told = Told()
         gate = Gate()
-        batcher: Batcher[int, int] = Batcher(
-            gate, max_batch=2, on_batch=lambda rows, waiting: told.append((rows, waiting))
-        )
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=2, max_waiting=5, observer=told)
         tasks = [await gate.occupied(batcher)]
         tasks += [asyncio.create_task(batcher.submit(row)) for row in (1, 2, 3)]
-        await settled(tasks, batcher, 3)
+        many = asyncio.create_task(batcher.submit_many([4, 5]))
+        await settled(tasks, batcher, 5)
+        with pytest.raises(Overloaded):
+            await batcher.submit(6)
+        many.cancel()
+        late = asyncio.create_task(batcher.submit(7, time.monotonic() + 0.02))
+        await settled(tasks, batcher, 4)
+        await asyncio.sleep(0.03)
         gate.open.set()
         await asyncio.gather(*tasks)
-        assert told == [(1, 0), (2, 1), (1, 0)]
+        with pytest.raises(DeadlineSpent):
+            await late
+        assert told.batches == [1, 2, 1]
+        assert told.others == {
+            ("refused", "rows"): 1,
+            ("dropped", "cancelled"): 2,
+            ("dropped", "expired"): 1,
+        }
+        assert len(told.waits) == 4
+        assert told.waits[0] < 0.02 < told.waits[1] <= told.waits[3] < 10
+        await batcher.close()
+
+    go(main)
+
+
+def test_what_would_be_late_is_refused_at_once() -> None:
+    async def main() -> None:
+        release = threading.Event()
+
+        def run(batch: list[int]) -> list[int]:
+            if batch == [0]:
+                time.sleep(0.1)  # the rate: 0.1 s a row
+            else:
+                release.wait(10)
+            return batch
+
+        told = Told()
+        batcher: Batcher[int, int] = Batcher(run, max_batch=1, observer=told)
+        soon = time.monotonic() + 0.05
+        assert await batcher.submit(0, soon) == 0, "no rate is known: it is tried"
+        with pytest.raises(DeadlineSpent):
+            await batcher.submit(1, soon)
+        # Nothing waits: it is tried again, or a bad moment's rate would stay for ever.
+        tasks = [asyncio.create_task(batcher.submit(2, time.monotonic() + 0.05))]
+        while batcher.waiting or not batcher._running:
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(batcher.submit(row)) for row in (3, 4)]
+        await settled(tasks, batcher, 2)
+        began = time.monotonic()
+        with pytest.raises(Overloaded) as caught:
+            await batcher.submit(5, began + 0.4)  # 4 rows of 0.1 s, and a margin
+        assert time.monotonic() - began < 0.1
+        assert 0.1 < caught.value.retry_after_s < 1
+        tasks.append(asyncio.create_task(batcher.submit(6, began + 20)))
+        await settled(tasks, batcher, 3)
+        with pytest.raises(Overloaded):
+            await batcher.submit_many(list(range(10)), began + 1.0)  # its own rows count
+        assert told.others["refused", "late"] == 11
+        release.set()
+        assert await asyncio.gather(*tasks) == [2, 3, 4, 6]
+        await batcher.close()
+
+    go(main)
+
+
+def test_nothing_of_a_batch_is_held_when_it_has_run() -> None:
+    class Large:
+        pass
+
+    async def main() -> None:
+        batcher: Batcher[Large, int] = Batcher(lambda batch: [1] * len(batch))
+        row = Large()
+        gone = weakref.ref(row)
+        assert await batcher.submit(row) == 1
+        del row
+        for _ in range(100):
+            await asyncio.sleep(0.005)
+            if gone() is None:
+                break
+        assert gone() is None, "the batch thread holds what it ran last"
         await batcher.close()
 
     go(main)

@@ -23,7 +23,7 @@ from serendip.wire import error_from_rpc, error_from_status
 @pytest.fixture(scope="module")
 def stub() -> Iterator[Any]:
     with (
-        in_thread(lambda server: toy.Toy().register(server)) as running,
+        in_thread(lambda: toy.Toy().services()) as running,
         grpc.insecure_channel(running.address) as channel,
     ):
         yield retriever_pb2_grpc.RetrieverStub(channel)
@@ -105,12 +105,6 @@ def test_the_inside_stays_inside(
     assert record.exc_info is not None
     assert "swordfish" in str(record.exc_info[1])
     assert record.exc_info[2] is not None, "the log has the traceback"
-
-
-def test_an_abort_by_hand_passes(stub: Any, caplog: pytest.LogCaptureFixture) -> None:
-    error = failure(stub, "abort")
-    assert (error.code(), error.details()) == (grpc.StatusCode.DATA_LOSS, "by hand")
-    assert caplog.records == [], "an abort is no internal error"
 
 
 def test_a_method_that_nobody_wrote_is_unimplemented(stub: Any) -> None:

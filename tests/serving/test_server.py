@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
 
 import grpc
 import pytest
@@ -22,23 +21,30 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from running import in_thread
 
 from serendip.core import InvalidRequest
-from serendip.serving.server import ServerOptions, deadline_of, serve
+from serendip.serving.handlers import Service
+from serendip.serving.server import ServerOptions, serve
 from serendip.v1 import retriever_pb2_grpc
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def register(server: Any) -> Any:
-    return toy.Toy().register(server)
+def services() -> list[Service]:
+    return toy.Toy().services()
 
 
 def test_a_call_is_answered() -> None:
-    with in_thread(register) as running, grpc.insecure_channel(running.address) as channel:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
         assert running.port > 0
         assert running.line() == f"test ready on 127.0.0.1:{running.port}"
         response = retriever_pb2_grpc.RetrieverStub(channel).Retrieve(toy.request("ok"), timeout=5)
         assert response.unknown_history_items == 7
+
+
+def test_a_servicer_may_encode_by_itself() -> None:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        assert stub.Retrieve(toy.request("bytes"), timeout=5).unknown_history_items == 3
 
 
 def test_health_is_told_by_service_and_flips_on_stop() -> None:
@@ -46,7 +52,7 @@ def test_health_is_told_by_service_and_flips_on_stop() -> None:
         servicer = toy.Toy()
         options = ServerOptions(grace_s=5)
         seen: list[int] = []
-        async with serve("test", servicer.register, options) as running:
+        async with serve("test", servicer.services(), options) as running:
             channel = grpc.aio.insecure_channel(running.address)
             stub = health_pb2_grpc.HealthStub(channel)
             for service in ("", toy.NAME):
@@ -84,7 +90,7 @@ def test_a_stop_lets_calls_in_flight_finish_and_takes_no_new_ones() -> None:
         stopping = asyncio.Event()
 
         async def life() -> None:
-            async with serve("test", servicer.register, ServerOptions(grace_s=10)) as running:
+            async with serve("test", servicer.services(), ServerOptions(grace_s=10)) as running:
                 address.set_result(running.address)
                 await stopping.wait()
 
@@ -113,7 +119,7 @@ def test_a_stop_lets_calls_in_flight_finish_and_takes_no_new_ones() -> None:
 def test_a_stop_ends_after_its_grace() -> None:
     async def main() -> None:
         servicer = toy.Toy()
-        async with serve("test", servicer.register, ServerOptions(grace_s=0.1)) as running:
+        async with serve("test", servicer.services(), ServerOptions(grace_s=0.1)) as running:
             channel = grpc.aio.insecure_channel(running.address)
             stuck = retriever_pb2_grpc.RetrieverStub(channel).Retrieve(toy.request("wait"))
             await servicer.entered.wait()
@@ -132,7 +138,7 @@ def test_a_lame_server_says_so_and_still_answers() -> None:
         address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def life() -> None:
-            async with serve("test", toy.Toy().register, ServerOptions(lame_s=0.5)) as running:
+            async with serve("test", toy.Toy().services(), ServerOptions(lame_s=0.5)) as running:
                 address.set_result(running.address)
                 await stopping.wait()
 
@@ -156,24 +162,24 @@ def test_a_taken_port_is_a_typed_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InvalidRequest) as caught, in_thread(register, ServerOptions(port=port)):
+        with pytest.raises(InvalidRequest) as caught, in_thread(services, ServerOptions(port=port)):
             pass
     assert caught.value.field == "port"
     assert str(port) in str(caught.value)
 
 
 def test_two_servers_share_a_port_only_if_told_to() -> None:
-    with in_thread(register, ServerOptions(reuse_port=True)) as first:
+    with in_thread(services, ServerOptions(reuse_port=True)) as first:
         shared = ServerOptions(port=first.port, reuse_port=True)
-        with in_thread(register, shared) as second:
+        with in_thread(services, shared) as second:
             assert second.port == first.port
-        with pytest.raises(InvalidRequest), in_thread(register, ServerOptions(port=first.port)):
+        with pytest.raises(InvalidRequest), in_thread(services, ServerOptions(port=first.port)):
             pass
 
 
 def test_a_message_over_the_limit_is_refused() -> None:
-    options = ServerOptions(max_message_bytes=1000)
-    with in_thread(register, options) as running, grpc.insecure_channel(running.address) as channel:
+    options = ServerOptions(max_request_bytes=1000)
+    with in_thread(services, options) as running, grpc.insecure_channel(running.address) as channel:
         stub = retriever_pb2_grpc.RetrieverStub(channel)
         request = toy.request("ok")
         request.deny_item_ids.append("x" * 2000)
@@ -183,7 +189,7 @@ def test_a_message_over_the_limit_is_refused() -> None:
 
 
 def test_a_call_is_built_by_reflection_alone() -> None:
-    with in_thread(register) as running, grpc.insecure_channel(running.address) as channel:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert set(database.get_services()) == {
             toy.NAME,
@@ -213,7 +219,7 @@ def test_a_call_is_built_by_reflection_alone() -> None:
     ],
 )
 def test_reflection_knows_methods(symbol: str, found: bool) -> None:
-    with in_thread(register) as running, grpc.insecure_channel(running.address) as channel:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
         (response,) = stub.ServerReflectionInfo(iter([request]), timeout=5)
@@ -224,18 +230,22 @@ def test_reflection_knows_methods(symbol: str, found: bool) -> None:
         assert response.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
-def test_a_deadline_is_told_in_monotonic_time() -> None:
-    class Context:
-        def __init__(self, remaining: float | None) -> None:
-            self.remaining = remaining
+def test_a_servicer_is_told_what_it_may_know_of_the_call() -> None:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        answer = stub.Retrieve(toy.request("call"), timeout=20, metadata=[("who", "me")])
+        assert 15_000 < answer.unknown_history_items <= 20_000, "milliseconds to the deadline"
+        assert "who=me" in {c.item_id for c in answer.candidates}
+        assert stub.Retrieve(toy.request("call")).unknown_history_items == -1000, "it set none"
 
-        def time_remaining(self) -> float | None:
-            return self.remaining
 
-    assert deadline_of(Context(None)) is None
-    deadline = deadline_of(Context(2.0))
-    assert deadline is not None
-    assert 1.5 < deadline - time.monotonic() <= 2.0
+def test_bytes_that_are_no_request_are_the_callers_fault() -> None:
+    with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
+        call = channel.unary_unary(f"/{toy.NAME}/Retrieve")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"\xff\xff\xff", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "Retrieve" in caught.value.details()
 
 
 PROGRAM = """
@@ -247,7 +257,7 @@ from serendip.serving.server import ServerOptions, serve_until_signal
 async def main():
     servicer = toy.Toy()
     asyncio.get_running_loop().call_later(0.8, servicer.release.set)
-    await serve_until_signal("toy", servicer.register, ServerOptions(metrics_port=0))
+    await serve_until_signal("toy", servicer.services(), ServerOptions(metrics_port=0))
 
 asyncio.run(main())
 """

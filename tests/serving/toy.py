@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
-
-import grpc
+import time
 
 from serendip.core import (
     CorruptArtifact,
@@ -19,7 +16,8 @@ from serendip.core import (
     Overloaded,
     WrongTree,
 )
-from serendip.v1 import retriever_pb2, retriever_pb2_grpc
+from serendip.serving.handlers import Call, Service, service_of
+from serendip.v1 import common_pb2, retriever_pb2
 
 NAME = "serendip.v1.Retriever"
 SECRET = "the password is swordfish"
@@ -38,15 +36,15 @@ ERRORS: dict[str, Exception] = {
 }
 
 
-class Toy(retriever_pb2_grpc.RetrieverServicer):
+class Toy:
     def __init__(self) -> None:
         self.entered = asyncio.Event()
         self.release = asyncio.Event()
         self.cancelled = 0
 
     async def Retrieve(
-        self, request: retriever_pb2.RetrieveRequest, context: Any
-    ) -> retriever_pb2.RetrieveResponse:
+        self, request: retriever_pb2.RetrieveRequest, call: Call
+    ) -> retriever_pb2.RetrieveResponse | bytes:
         behaviour = request.tree_version
         if behaviour == "wait":
             self.entered.set()
@@ -55,15 +53,20 @@ class Toy(retriever_pb2_grpc.RetrieverServicer):
             except asyncio.CancelledError:
                 self.cancelled += 1
                 raise
-        elif behaviour == "abort":
-            await context.abort(grpc.StatusCode.DATA_LOSS, "by hand")
+        elif behaviour == "call":
+            left = -1.0 if call.deadline is None else call.deadline - time.monotonic()
+            return retriever_pb2.RetrieveResponse(
+                candidates=[common_pb2.Candidate(item_id=f"{k}={v}") for k, v in call.metadata],
+                unknown_history_items=round(left * 1000),
+            )
+        elif behaviour == "bytes":
+            return retriever_pb2.RetrieveResponse(unknown_history_items=3).SerializeToString()
         elif behaviour in ERRORS:
             raise ERRORS[behaviour]
         return retriever_pb2.RetrieveResponse(unknown_history_items=request.k)
 
-    def register(self, server: Any) -> Sequence[str]:
-        retriever_pb2_grpc.add_RetrieverServicer_to_server(self, server)
-        return (NAME,)
+    def services(self) -> list[Service]:
+        return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self)]
 
 
 def request(behaviour: str, k: int = 7) -> retriever_pb2.RetrieveRequest:
