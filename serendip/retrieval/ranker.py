@@ -7,6 +7,7 @@ shared by all processes that open it. This module knows no gRPC and no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,11 @@ from serendip.core import (
     SerendipError,
     Versions,
 )
+from serendip.retrieval.codes import CODES, Codes, has_kernel
 from serendip.retrieval.encoder import UserEncoder
-from serendip.retrieval.intervals import Covered
+from serendip.retrieval.intervals import Covered, Slice
 from serendip.retrieval.padding import pad_histories
+from serendip.retrieval.scan import Scan, Top, best_of_values
 from serendip.tree.cluster_tree import Nodes, read_item_order, read_nodes
 
 Float32 = npt.NDArray[np.float32]
@@ -32,8 +35,8 @@ Int64 = npt.NDArray[np.int64]
 
 # The items [start, end) that a candidate may come from, and the node that it then names.
 Segment = tuple[int, int, int]
-# The scores of the items [start, end): float32[end - start].
-Scorer = Callable[[int, int], Float32]
+# (slices, sorted ranks that are gone, k) -> the top k of what the slices hold.
+Scorer = Callable[[Sequence[Slice], Int64, int], Top]
 
 TOLERANCE = 1e-4
 _ROWS_A_RUN = 64  # more rows a run gain no time, and attention's memory grows with them
@@ -61,6 +64,7 @@ class ClusterRanker:
         satisfaction: Float32,
         encode: Callable[[Int64, Int64], Float32],
         max_history: int,
+        codes: Codes | None = None,
     ):
         """See ``open``.
 
@@ -70,6 +74,7 @@ class ClusterRanker:
             matrix: float32[N, d], C-contiguous, in item order.
             satisfaction: float32[N], what a cold user's items are ranked by.
             encode: (int64[B, T] ranks + 1 padded with 0, int64[B]) -> float32[B, d].
+            codes: of the matrix; without them large slices take longer.
         """
         self.versions = versions
         self.nodes = nodes
@@ -82,7 +87,7 @@ class ClusterRanker:
         self._end: list[int] = leaf_start[nodes.leaf_hi].tolist()
         self._level: list[int] = nodes.level.tolist()
         self._parent: list[int] = nodes.parent.tolist()
-        self._matrix = matrix
+        self._scan = Scan(matrix, codes)
         self._satisfaction = satisfaction
         self._encode = encode
 
@@ -129,6 +134,7 @@ class ClusterRanker:
         _check_finite(satisfaction, f"{name}/satisfaction.npy")
         encoder = UserEncoder.open(artifact.file("model.onnx"))
         _check_golden(golden, encoder, matrix, name)
+        coded = CODES in artifact.files and has_kernel()
         return cls(
             versions=versions,
             nodes=nodes,
@@ -138,6 +144,7 @@ class ClusterRanker:
             satisfaction=satisfaction,
             encode=encoder.run,
             max_history=max_history,
+            codes=Codes.open(artifact.path, matrix) if coded else None,
         )
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Retrieval | SerendipError]:
@@ -186,7 +193,7 @@ class ClusterRanker:
         for name in ("node_ids", "exclude_node_ids", "widen_node_ids"):
             for node in getattr(query, name):
                 self.nodes.check(node, name)
-        scorer = self._satisfied if user is None else self._dot_products(user)
+        scorer = self._satisfied() if user is None else self._dot_products(user)
         gone = self._gone(query, history)
         covered = Covered()
         for node in query.exclude_node_ids:
@@ -213,10 +220,10 @@ class ClusterRanker:
         )
 
     def _dot_products(self, user: Float32) -> Scorer:
-        return lambda start, end: self._matrix[start:end] @ user
+        return partial(self._scan.best, user)
 
-    def _satisfied(self, start: int, end: int) -> Float32:
-        return self._satisfaction[start:end]
+    def _satisfied(self) -> Scorer:
+        return partial(best_of_values, self._satisfaction)
 
     def _gone(self, query: RetrievalQuery, history: list[int]) -> Int64:
         """int64[G], sorted: ranks that are never returned, wherever they lie."""
@@ -244,34 +251,14 @@ class ClusterRanker:
         """The top k of the segments' items less those that are gone, best first."""
         if not segments:
             return []
-        segments = sorted(segments)  # so that equal scores stand in item order
-        scores = np.concatenate([scorer(start, end) for start, end, _ in segments])
-        # Where each segment begins in `scores`, less where it begins in item order.
-        shifts = []
-        bounds = []
-        at = 0
-        for start, end, _ in segments:
-            lo, hi = np.searchsorted(gone, (start, end))
-            scores[gone[lo:hi] - start + at] = -np.inf
-            shifts.append(start - at)
-            at += end - start
-            bounds.append(at)
-        picks = top_k(scores, k)
-        owners = np.searchsorted(bounds, picks, side="right").tolist()
+        segments = sorted(segments)
+        top = scorer([(start, end) for start, end, _ in segments], gone, k)
+        starts = [start for start, _, _ in segments]
+        owners = (np.searchsorted(starts, top.ranks, side="right") - 1).tolist()
         return [
-            Candidate(self._item_ids[p + shifts[o]], score, segments[o][2], widened)
-            for p, score, o in zip(picks.tolist(), scores[picks].tolist(), owners, strict=True)
+            Candidate(self._item_ids[rank], score, segments[o][2], widened)
+            for rank, score, o in zip(top.ranks.tolist(), top.scores.tolist(), owners, strict=True)
         ]
-
-
-def top_k(scores: Float32, k: int) -> Int64:
-    """Indices of the k largest, best first, equal ones in order; -inf is never among them."""
-    floor = -np.inf
-    if k < len(scores):
-        floor = np.partition(scores, len(scores) - k)[len(scores) - k]
-    kept = np.flatnonzero(scores >= floor) if floor > -np.inf else np.flatnonzero(scores > floor)
-    order = np.argsort(-scores[kept], kind="stable")[:k]
-    return kept[order]
 
 
 # --- what open checks --------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serendip.core import Candidate, NotFound, Retrieval, RetrievalQuery, Versions
-from serendip.retrieval.ranker import ClusterRanker, top_k
+from serendip.retrieval.ranker import ClusterRanker
 from serendip.tree.cluster_tree import LEVELS, ClusterTree
 
 N = 60
@@ -181,11 +181,3 @@ def test_many_rows_are_encoded_in_their_own_order() -> None:
         for n in range(50)
     ] * 3
     assert RANKER.retrieve(batch) == [oracle(query) for query in batch[:50]] * 3
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0, 3.0]), max_size=20), st.integers(1, 25))
-def test_top_k_is_a_stable_sort_cut_short(values: list[float], k: int) -> None:
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    expected = [i for i in order if values[i] > -np.inf][:k]
-    assert top_k(np.asarray(values, np.float32), k).tolist() == expected
