@@ -10,29 +10,25 @@ where ``worst`` is the largest |x - s c| / s of all rows and ``longest_codes`` t
 (Cauchy-Schwarz, without the last columns). A quarter of the bytes of float32 are read. What is lost
 in float32 on the way is the caller's slack.
 
-The product of 8-bit codes needs a kernel that numpy does not have: it is compiled by numba (extra
-``fast``) when the codes are opened. This module knows no tree, no item ID and no model.
+The product of 8-bit codes needs a kernel that numpy does not have (compiled.py).
+This module knows no tree, no item ID and no model.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serendip.core import CorruptArtifact
+from serendip.retrieval.compiled import BoundsKernel, compiled_bounds
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 Int16 = npt.NDArray[np.int16]
-
-# (codes int8[n, w], v int16[w], scale and last float32[n, 2], t, e, u_last, out float32[n])
-Kernel = Callable[[Int8, Int16, Float32, float, float, float, Float32], None]
 
 CODES, SCALES = "items8.npy", "items8_scales.npy"
 CODED_FROM = 50_000  # items: no slice of a smaller matrix is worth them
@@ -42,11 +38,6 @@ _SMALLEST = np.float32(2.0**-126)
 _LARGE = 1e18
 _WIDTH = 16  # codes a row are a multiple of it, the rest 0: one register
 _ROWS_A_PASS = 1 << 16
-
-
-def has_kernel() -> bool:
-    """Whether codes can be used here: numba is installed."""
-    return importlib.util.find_spec("numba") is not None
 
 
 @dataclass(frozen=True)
@@ -67,11 +58,11 @@ class Codes:
     worst: float
     longest_codes: float
     longest: float
-    kernel: Kernel
+    kernel: BoundsKernel
 
     @classmethod
     def of(
-        cls, codes: Int8, scales: Float32, matrix: Float32, kernel: Kernel | None = None
+        cls, codes: Int8, scales: Float32, matrix: Float32, kernel: BoundsKernel | None = None
     ) -> Codes:
         """Codes of a matrix float32[N, d]. All rows of both are read: the error is not
         believed but measured.
@@ -104,7 +95,7 @@ class Codes:
         up = 1.000001
         return cls(
             codes, scales, up * worst, up * longest_codes, up * longest,
-            kernel or compiled_kernel(width),
+            kernel or compiled_bounds(width),
         )  # fmt: skip
 
     @classmethod
@@ -170,39 +161,13 @@ def write_codes(folder: Path, matrix: Float32) -> None:
     np.save(folder / SCALES, scales, allow_pickle=False)
 
 
-def numpy_kernel(
+def numpy_bounds(
     codes: Int8, v: Int16, scales: Float32, t: float, e: float, last: float, out: Float32
 ) -> None:
     """What the compiled kernel does, readable; several times slower than float32."""
     products = (codes.astype(np.int32) @ v.astype(np.int32)).astype(np.float32)
     out[:] = scales[:, 0] * (np.float32(t) * products + np.float32(e))
     out += scales[:, 1] * np.float32(last)
-
-
-def compiled_kernel(width: int) -> Kernel:
-    """numpy_kernel for codes of one width, compiled in about a second. Needs numba.
-
-    Not cached on disk: where a server may write is not this module's to know.
-    """
-    import numba as nb
-
-    def read(of: Any, dimensions: int) -> Any:  # a memory map is not writable
-        return nb.types.Array(of, dimensions, "C", readonly=True)
-
-    f4, i32, f32 = nb.float32, np.int32, np.float32
-    arguments = (read(nb.int8, 2), read(nb.int16, 1), read(f4, 2), f4, f4, f4, f4[::1])
-
-    def kernel(codes: Any, v: Any, scales: Any, t: Any, e: Any, last: Any, out: Any) -> None:
-        for i in range(codes.shape[0]):
-            total = i32(0)
-            for j in range(width):
-                # Every cast counts: numba's product of two int32 is an int64, and then the loop
-                # is not made of 16-bit multiply-adds.
-                total = i32(total + i32(i32(codes[i, j]) * i32(v[j])))
-            out[i] = scales[i, 0] * (t * f32(total) + e) + scales[i, 1] * last
-
-    compiled: Kernel = nb.njit(nb.void(*arguments), boundscheck=False)(kernel)
-    return compiled
 
 
 def _width(d: int) -> int:

@@ -23,7 +23,8 @@ from serendip.core import (
     SerendipError,
     Versions,
 )
-from serendip.retrieval.codes import CODES, Codes, has_kernel
+from serendip.retrieval.codes import CODES, Codes
+from serendip.retrieval.compiled import has_numba
 from serendip.retrieval.encoder import UserEncoder
 from serendip.retrieval.intervals import Covered, Slice
 from serendip.retrieval.padding import pad_histories
@@ -134,7 +135,7 @@ class ClusterRanker:
         _check_finite(satisfaction, f"{name}/satisfaction.npy")
         encoder = UserEncoder.open(artifact.file("model.onnx"))
         _check_golden(golden, encoder, matrix, name)
-        coded = CODES in artifact.files and has_kernel()
+        coded = CODES in artifact.files and has_numba()
         return cls(
             versions=versions,
             nodes=nodes,

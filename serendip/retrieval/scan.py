@@ -12,6 +12,7 @@ This module knows no tree, no item ID and no model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serendip.retrieval.codes import Codes
+from serendip.retrieval.compiled import BestKernel
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -72,16 +74,24 @@ class Costs:
 class Scan:
     """An item matrix to be asked; its methods may be called by several threads."""
 
-    def __init__(self, matrix: Float32, codes: Codes | None = None, costs: Costs | None = None):
+    def __init__(
+        self,
+        matrix: Float32,
+        codes: Codes | None = None,
+        costs: Costs | None = None,
+        kernel: BestKernel | None = None,
+    ):
         """
         Args:
             matrix: float32[N, d], C-contiguous, in item order, all finite.
             codes: of the same rows; without them every slice is scanned in float32.
             costs: by which a way is chosen.
+            kernel: does both steps in float32 in one call; without it numpy does them.
         """
         self._matrix = matrix
         self._codes = codes
         self._costs = costs or Costs()
+        self._kernel = kernel
         # Of the longest row: by it, and the user's length, every rounding error is bounded.
         self._longest = _longest(matrix) if codes is None else codes.longest
 
@@ -101,7 +111,7 @@ class Scan:
         rows = sum(end - start for start, end in slices)
         if not rows:
             return Top(np.empty(0, np.int64), np.empty(0, np.float32))
-        length = 1.001 * float(np.sqrt(np.dot(user, user)))
+        length = 1.001 * math.sqrt(user.dot(user))
         reach = self._longest * length  # no score is further from 0
         if not reach < _NO_OVERFLOW:
             return self._best_of_all(user, slices, gone, k)
@@ -118,23 +128,31 @@ class Scan:
                 at += end - start
             _leave_out(bounds, slices, gone)
             floor = floor_of(bounds, _first_look(k))
-        else:
-            bounds = np.empty(rows, np.float32)
-            at = 0
-            for start, end in slices:
-                np.dot(self._matrix[start:end], user, out=bounds[at : at + end - start])
-                at += end - start
-            _leave_out(bounds, slices, gone)
-            floor = floor_of(bounds, k) - 2 * slack
-        ranks = _ranks(reaching(bounds, floor), slices)
-        scores = self._scores(ranks, user)
-        if floor > _LOWEST:
             # Who has a bound below the floor must be proven to lie below the k-th score.
-            needed = float(np.partition(scores, len(scores) - k)[len(scores) - k]) - slack
-            if needed < floor:
-                ranks = _ranks(reaching(bounds, needed), slices)
-                scores = self._scores(ranks, user)
-        return _ordered(ranks, scores, k)
+            ranks = _ranks(reaching(bounds, floor), slices)
+            scores = self._scores(ranks, user)
+            if floor > _LOWEST:
+                needed = float(np.partition(scores, len(scores) - k)[len(scores) - k]) - slack
+                if needed < floor:
+                    ranks = _ranks(reaching(bounds, needed), slices)
+                    scores = self._scores(ranks, user)
+            return _ordered(ranks, scores, k)
+        bounds = np.empty(rows, np.float32)
+        if self._kernel is not None:
+            k = min(k, rows)
+            ranks, scores = np.empty(k, np.int64), np.empty(k, np.float32)
+            found = self._kernel(
+                self._matrix, user, np.array(slices), gone, slack, bounds, ranks, scores
+            )
+            return Top(ranks[:found], scores[:found])
+        at = 0
+        for start, end in slices:
+            np.dot(self._matrix[start:end], user, out=bounds[at : at + end - start])
+            at += end - start
+        _leave_out(bounds, slices, gone)
+        # At least k scores are above this floor by a slack, and all bounds below it by one.
+        ranks = _ranks(reaching(bounds, floor_of(bounds, k) - 2 * slack), slices)
+        return _ordered(ranks, self._scores(ranks, user), k)
 
     def _best_of_all(self, user: Float32, slices: list[Slice], gone: Int64, k: int) -> Top:
         """As ``best``, where no bound holds: every row is scored by the second step."""
@@ -178,7 +196,9 @@ def floor_of(values: Float32, count: int) -> float:
         # The best of each of many groups: most of the highest values are alone in theirs.
         n = n // fold
         values = values[: n * fold].reshape(fold, n).max(axis=0)
-    return float(np.partition(values, n - count)[n - count])
+    values = values.copy()
+    values.partition(n - count)
+    return float(values[n - count])
 
 
 def reaching(values: Float32, floor: float) -> Int64:
@@ -186,7 +206,7 @@ def reaching(values: Float32, floor: float) -> Int64:
     mask = values >= max(floor, _LOWEST)
     n = len(values)
     if n < _FEW:
-        return np.flatnonzero(mask)
+        return mask.nonzero()[0]
     # Few do: find the columns of a folded mask that have any before looking for the places.
     width = n // _FOLD
     folded = mask[: width * _FOLD].reshape(_FOLD, width)
@@ -228,7 +248,7 @@ def _ranks(at: Int64, slices: Sequence[Slice]) -> Int64:
 
 
 def _ordered(ranks: Int64, scores: Float32, k: int) -> Top:
-    order = np.argsort(-scores, kind="stable")[:k]
+    order = (-scores).argsort(kind="stable")[:k]
     return Top(ranks[order], scores[order])
 
 

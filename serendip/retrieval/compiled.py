@@ -1,0 +1,191 @@
+"""What numpy cannot do at the speed of memory, compiled by numba (extra ``fast``).
+
+Both functions are compiled for their types when they are first asked for, in about a second
+each, and not cached on disk: where a server may write is not this module's to know. Without
+numba the retriever does the same in numpy. This module knows no tree and no item ID.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+Int16 = npt.NDArray[np.int16]
+Int64 = npt.NDArray[np.int64]
+
+# (codes int8[n, w], v int16[w], scale and last float32[n, 2], t, e, u_last, out float32[n])
+BoundsKernel = Callable[[Int8, Int16, Float32, float, float, float, Float32], None]
+# (matrix float32[N, d], user float32[d], slices int64[s, 2], gone int64[G], slack,
+#  bounds float32[n], ranks int64[k], scores float32[k]) -> how many ranks and scores it wrote
+BestKernel = Callable[[Float32, Float32, Int64, Int64, float, Float32, Int64, Float32], int]
+
+
+def has_numba() -> bool:
+    """Whether the functions of this module can be called."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def compiled_bounds(width: int) -> BoundsKernel:
+    """Bounds of rows by their codes: what serendip.retrieval.codes.numpy_bounds does."""
+    import numba as nb
+
+    f4, i32, f32 = nb.float32, np.int32, np.float32
+
+    def bounds(codes: Any, v: Any, scales: Any, t: Any, e: Any, last: Any, out: Any) -> None:
+        for i in range(codes.shape[0]):
+            total = i32(0)
+            for j in range(width):
+                # Every cast counts: numba's product of two int32 is an int64, and then the loop
+                # is not made of 16-bit multiply-adds.
+                total = i32(total + i32(i32(codes[i, j]) * i32(v[j])))
+            out[i] = scales[i, 0] * (t * f32(total) + e) + scales[i, 1] * last
+
+    arguments = (_read(nb.int8, 2), _read(nb.int16, 1), _read(f4, 2), f4, f4, f4, f4[::1])
+    done: BoundsKernel = nb.njit(nb.void(*arguments), boundscheck=False)(bounds)
+    return done
+
+
+@functools.cache
+def compiled_best() -> BestKernel:
+    """The two steps of serendip.retrieval.scan in one call, for bounds by float32."""
+    import numba as nb
+
+    njit: Any = functools.partial(nb.njit, boundscheck=False)
+    f4, i8, f8, f32 = nb.float32, nb.int64, nb.float64, np.float32
+
+    # The order of the sum is left to the compiler here, and here alone.
+    @njit(fastmath={"reassoc", "contract"}, inline="always")
+    def dot(matrix: Any, rank: Any, user: Any) -> Any:
+        total = f32(0)
+        for j in range(user.shape[0]):
+            total += matrix[rank, j] * user[j]
+        return total
+
+    @njit(f4(_read(f4, 2), i8, _read(f4, 1), i8, i8))
+    def score(matrix: Any, rank: Any, user: Any, at: Any, n: Any) -> Any:
+        # numpy's sum, operation by operation: eight sums side by side, halves above 128.
+        if n < 8:
+            total = f32(-0.0)
+            for j in range(at, at + n):
+                total += matrix[rank, j] * user[j]
+            return total
+        if n > 128:
+            half = n // 2
+            half -= half % 8
+            return score(matrix, rank, user, at, half) + score(
+                matrix, rank, user, at + half, n - half
+            )
+        r0, r1 = matrix[rank, at] * user[at], matrix[rank, at + 1] * user[at + 1]
+        r2, r3 = matrix[rank, at + 2] * user[at + 2], matrix[rank, at + 3] * user[at + 3]
+        r4, r5 = matrix[rank, at + 4] * user[at + 4], matrix[rank, at + 5] * user[at + 5]
+        r6, r7 = matrix[rank, at + 6] * user[at + 6], matrix[rank, at + 7] * user[at + 7]
+        whole = at + n - n % 8
+        for j in range(at + 8, whole, 8):
+            r0 += matrix[rank, j] * user[j]
+            r1 += matrix[rank, j + 1] * user[j + 1]
+            r2 += matrix[rank, j + 2] * user[j + 2]
+            r3 += matrix[rank, j + 3] * user[j + 3]
+            r4 += matrix[rank, j + 4] * user[j + 4]
+            r5 += matrix[rank, j + 5] * user[j + 5]
+            r6 += matrix[rank, j + 6] * user[j + 6]
+            r7 += matrix[rank, j + 7] * user[j + 7]
+        total = ((r0 + r1) + (r2 + r3)) + ((r4 + r5) + (r6 + r7))
+        for j in range(whole, at + n):
+            total += matrix[rank, j] * user[j]
+        return total
+
+    # The worst of so many stands at 0: the lowest score, of equal ones the last rank.
+    @njit
+    def sink(scores: Any, ranks: Any, size: Any, new_score: Any, new_rank: Any) -> None:
+        at = 0
+        while True:
+            below = 2 * at + 1
+            if below >= size:
+                break
+            other = below + 1
+            if other < size and (
+                scores[other] < scores[below]
+                or (scores[other] == scores[below] and ranks[other] > ranks[below])
+            ):
+                below = other
+            if scores[below] > new_score or (
+                scores[below] == new_score and ranks[below] < new_rank
+            ):
+                break
+            scores[at], ranks[at] = scores[below], ranks[below]
+            at = below
+        scores[at], ranks[at] = new_score, new_rank
+
+    @njit
+    def offer(scores: Any, ranks: Any, size: Any, new_score: Any, new_rank: Any) -> Any:
+        if size == len(scores):
+            # What comes later has the higher rank: equal is not enough.
+            if new_score > scores[0]:
+                sink(scores, ranks, size, new_score, new_rank)
+            return size
+        at = size
+        while at > 0:
+            above = (at - 1) // 2
+            if scores[above] < new_score or (
+                scores[above] == new_score and ranks[above] > new_rank
+            ):
+                break
+            scores[at], ranks[at] = scores[above], ranks[above]
+            at = above
+        scores[at], ranks[at] = new_score, new_rank
+        return size + 1
+
+    def best(
+        matrix: Any, user: Any, slices: Any, gone: Any, slack: Any, bounds: Any, ranks: Any,
+        scores: Any,
+    ) -> Any:  # fmt: skip
+        n = size = 0
+        for s in range(slices.shape[0]):
+            start, end = slices[s, 0], slices[s, 1]
+            at = np.searchsorted(gone, start)
+            until = gone[at] if at < len(gone) else end
+            for rank in range(start, end):
+                if rank == until:
+                    bounds[n] = -np.inf
+                    at += 1
+                    until = gone[at] if at < len(gone) else end
+                else:
+                    bounds[n] = dot(matrix, rank, user)
+                    size = offer(scores, ranks, size, bounds[n], rank)
+                n += 1
+        floor = np.float64(-np.inf)
+        if size == len(scores):
+            floor = scores[0] - 2 * slack
+        n = size = 0
+        for s in range(slices.shape[0]):
+            for rank in range(slices[s, 0], slices[s, 1]):
+                if bounds[n] >= floor and bounds[n] > -np.inf:
+                    new = score(matrix, rank, user, 0, user.shape[0])
+                    size = offer(scores, ranks, size, new, rank)
+                n += 1
+        for left in range(size - 1, 0, -1):
+            worst_score, worst_rank = scores[0], ranks[0]
+            sink(scores, ranks, left, scores[left], ranks[left])
+            scores[left], ranks[left] = worst_score, worst_rank
+        return size
+
+    arguments = (
+        _read(f4, 2), _read(f4, 1), _read(i8, 2), _read(i8, 1), f8, f4[::1], i8[::1], f4[::1],
+    )  # fmt: skip
+    done: BestKernel = njit(i8(*arguments))(best)
+    return done
+
+
+def _read(of: Any, dimensions: int) -> Any:
+    """The type of an array that is only read: a memory map is not writable."""
+    import numba as nb
+
+    return nb.types.Array(of, dimensions, "C", readonly=True)
