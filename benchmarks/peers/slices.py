@@ -31,9 +31,10 @@ from retrieval.ways import (
 from retrieval.world import Request, World, make_trained_like, world
 
 from serendip.retrieval.codes import Codes, encode
+from serendip.retrieval.compiled import compiled_best
 
 MOST = 4  # clusters a request
-CHECKED = 64  # requests whose items are compared with brute force
+CHECKED = 16  # requests whose items are compared with brute force
 
 
 def main(plan: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
 def narrow(of: World, plan: dict[str, Any], small: bool) -> dict[str, Any]:
     """Requests of 1 to 4 leaves, batch by batch."""
     k = plan["k"]
-    mine = ours(of, k)
+    mine = {"ours": ours(of, k, kernel=compiled_best()), "ours, numpy": ours(of, k)}
     rows: dict[str, Any] = {}
     peers: dict[str, Callable[[], Way]] = {
         "full scan and mask": lambda: full_scan(of, k),
@@ -86,7 +87,7 @@ def narrow(of: World, plan: dict[str, Any], small: bool) -> dict[str, Any]:
     bytes_of = min(1 << 20, len(of.matrix) // 2) * of.matrix.shape[1] * 4
     batches = {size: cut(of.requests(1024, MOST, size), size) for size in plan["batches"]}
     times = interleaved(
-        {"gemv": gb} | {str(size): taker(mine, b) for size, b in batches.items()},
+        {"gemv": gb} | {str(size): taker(mine["ours"], b) for size, b in batches.items()},
         plan["repetitions"],
     )
     bandwidth = bytes_of / np.median(times["gemv"]) / 1e9
@@ -114,12 +115,12 @@ def wide(of: World, plan: dict[str, Any], noise: bool, found: dict[str, Any]) ->
     opened = time.process_time() - began
     requests = of.requests(256, together, 1)
     batches = cut(requests, 1)
-    plain, by_codes = ours(of, k), ours(of, k, coded, ALWAYS)
+    plain, by_codes = {"ours": ours(of, k)}, {"ours": ours(of, k, coded, ALWAYS)}
     result: dict[str, Any] = {
         "rows": int(np.mean([r.slices[0][1] - r.slices[0][0] for r in requests])),
         "encoded_s": encoded,
         "opened_s": opened,
-        "ways": {"codes": pair(of, by_codes, plain, batches, k, plan["repetitions"])},
+        "ways": {"codes": pair(of, by_codes, plain["ours"], batches, k, plan["repetitions"])},
         "looked_again": looked_again(coded, of, requests, k),
     }
     if not noise:
@@ -140,18 +141,19 @@ def wide(of: World, plan: dict[str, Any], noise: bool, found: dict[str, Any]) ->
 
 
 def pair(
-    of: World, mine: Way, peer: Way, batches: list[list[Request]], k: int, repetitions: int
+    of: World, mine: dict[str, Way], peer: Way, batches: list[list[Request]], k: int, times: int
 ) -> dict[str, Any]:
     """CPU seconds a batch of ours and a peer's in turns, and how often items are the right ones."""
     checked = list(itertools.chain(*batches))[:CHECKED]
     right = [brute_force(of, request, k) for request in checked]
-    got = mine(checked)
-    assert all(np.array_equal(a, b) for a, b in zip(got, right, strict=True)), "ours is wrong"
-    times = interleaved({"ours": taker(mine, batches), "peer": taker(peer, batches)}, repetitions)
-    return {
-        "ours": times["ours"].tolist(),
-        "peer": times["peer"].tolist(),
-        "peer_equal": agreement(peer, checked, right),
+    for name, way in mine.items():
+        for got, expected in zip(way(checked), right, strict=True):
+            if not np.array_equal(got, expected):
+                raise SystemExit(f"{name} is wrong")
+    calls = {name: taker(way, batches) for name, way in (mine | {"peer": peer}).items()}
+    got = interleaved(calls, times)
+    return {name: t.tolist() for name, t in got.items()} | {
+        "peer_equal": agreement(peer, checked, right)
     }
 
 
@@ -277,7 +279,7 @@ def graph(plan: dict[str, Any]) -> dict[str, Any]:
                 answers.append(np.empty(0, np.int64))
         return answers
 
-    mine = ours(of, k)
+    mine = {"ours": ours(of, k, kernel=compiled_best())}
     batches = cut(of.requests(CHECKED, MOST, 1), 1)
     got = pair(of, mine, way, batches, k, 3)
     checked = list(itertools.chain(*batches))

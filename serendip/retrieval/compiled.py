@@ -61,13 +61,26 @@ def compiled_best() -> BestKernel:
     njit: Any = functools.partial(nb.njit, boundscheck=False)
     f4, i8, f8, f32 = nb.float32, nb.int64, nb.float64, np.float32
 
-    # The order of the sum is left to the compiler here, and here alone.
-    @njit(fastmath={"reassoc", "contract"}, inline="always")
-    def dot(matrix: Any, rank: Any, user: Any) -> Any:
-        total = f32(0)
-        for j in range(user.shape[0]):
-            total += matrix[rank, j] * user[j]
-        return total
+    # The order of the sums is left to the compiler here, and here alone. Four rows at once: the
+    # memory then waits for no sum.
+    @njit(fastmath={"reassoc", "contract"})
+    def dots(matrix: Any, start: Any, end: Any, user: Any, out: Any, n: Any) -> None:
+        fours = end - (end - start) % 4
+        for rank in range(start, fours, 4):
+            a, b, c, d = f32(0), f32(0), f32(0), f32(0)
+            for j in range(user.shape[0]):
+                a += matrix[rank, j] * user[j]
+                b += matrix[rank + 1, j] * user[j]
+                c += matrix[rank + 2, j] * user[j]
+                d += matrix[rank + 3, j] * user[j]
+            out[n], out[n + 1], out[n + 2], out[n + 3] = a, b, c, d
+            n += 4
+        for rank in range(fours, end):
+            a = f32(0)
+            for j in range(user.shape[0]):
+                a += matrix[rank, j] * user[j]
+            out[n] = a
+            n += 1
 
     @njit(f4(_read(f4, 2), i8, _read(f4, 1), i8, i8))
     def score(matrix: Any, rank: Any, user: Any, at: Any, n: Any) -> Any:
@@ -150,15 +163,13 @@ def compiled_best() -> BestKernel:
         n = size = 0
         for s in range(slices.shape[0]):
             start, end = slices[s, 0], slices[s, 1]
-            at = np.searchsorted(gone, start)
-            until = gone[at] if at < len(gone) else end
+            dots(matrix, start, end, user, bounds, n)
+            for at in range(np.searchsorted(gone, start), len(gone)):
+                if gone[at] >= end:
+                    break
+                bounds[n + gone[at] - start] = -np.inf
             for rank in range(start, end):
-                if rank == until:
-                    bounds[n] = -np.inf
-                    at += 1
-                    until = gone[at] if at < len(gone) else end
-                else:
-                    bounds[n] = dot(matrix, rank, user)
+                if bounds[n] > -np.inf:
                     size = offer(scores, ranks, size, bounds[n], rank)
                 n += 1
         floor = np.float64(-np.inf)
