@@ -10,7 +10,7 @@ import numpy.typing as npt
 from retrieval.world import Float32, Request, World
 from serendip.retrieval.codes import Codes
 from serendip.retrieval.compiled import BestKernel
-from serendip.retrieval.scan import Costs, Scan
+from serendip.retrieval.scan import Ask, Costs, Scan
 
 # The ranks that each request of a batch gets: int64[m] each, best first.
 Answers = list[npt.NDArray[np.int64]]
@@ -31,7 +31,8 @@ def ours(
     scan = Scan(world.matrix, codes, costs, kernel)
 
     def way(batch: Sequence[Request]) -> Answers:
-        return [scan.best(r.user, r.slices, NONE, k).ranks for r in batch]
+        asks = [Ask(r.user, r.slices, NONE, k) for r in batch]
+        return [top.ranks for top in scan.best_of_each(asks)]
 
     return way
 

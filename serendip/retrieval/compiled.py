@@ -19,12 +19,18 @@ Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 Int16 = npt.NDArray[np.int16]
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 # (codes int8[n, w], v int16[w], scale and last float32[n, 2], t, e, u_last, out float32[n])
 BoundsKernel = Callable[[Int8, Int16, Float32, float, float, float, Float32], None]
-# (matrix float32[N, d], user float32[d], slices int64[s, 2], gone int64[G], slack,
-#  bounds float32[n], ranks int64[k], scores float32[k]) -> how many ranks and scores it wrote
-BestKernel = Callable[[Float32, Float32, Int64, Int64, float, Float32, Int64, Float32], int]
+# B asks at once: (matrix float32[N, d], users float32[B, d], slices int64[S, 2] and the first of
+# each ask int64[B + 1], gone int64[G] and the same of them, slack float64[B], k int64[B],
+# bounds float32[rows of the largest ask], ranks int64[B, K], scores float32[B, K],
+# found int64[B]: how many ranks and scores it wrote)
+BestKernel = Callable[
+    [Float32, Float32, Int64, Int64, Int64, Int64, Float64, Int64, Float32, Int64, Float32, Int64],
+    None,
+]
 
 
 def has_numba() -> bool:
@@ -156,6 +162,7 @@ def compiled_best() -> BestKernel:
         scores[at], ranks[at] = new_score, new_rank
         return size + 1
 
+    @njit
     def best(
         matrix: Any, user: Any, slices: Any, gone: Any, slack: Any, bounds: Any, ranks: Any,
         scores: Any,
@@ -188,10 +195,23 @@ def compiled_best() -> BestKernel:
             scores[left], ranks[left] = worst_score, worst_rank
         return size
 
+    def best_of_each(
+        matrix: Any, users: Any, slices: Any, slice_of: Any, gone: Any, gone_of: Any, slack: Any,
+        k: Any, bounds: Any, ranks: Any, scores: Any, found: Any,
+    ) -> None:  # fmt: skip
+        for b in range(users.shape[0]):
+            found[b] = best(
+                matrix, users[b], slices[slice_of[b] : slice_of[b + 1]],
+                gone[gone_of[b] : gone_of[b + 1]], slack[b], bounds, ranks[b, : k[b]],
+                scores[b, : k[b]],
+            )  # fmt: skip
+
+    whole = _read(i8, 1)
     arguments = (
-        _read(f4, 2), _read(f4, 1), _read(i8, 2), _read(i8, 1), f8, f4[::1], i8[::1], f4[::1],
+        _read(f4, 2), _read(f4, 2), _read(i8, 2), whole, whole, whole, _read(f8, 1), whole,
+        f4[::1], i8[:, ::1], f4[:, ::1], i8[::1],
     )  # fmt: skip
-    done: BestKernel = njit(i8(*arguments))(best)
+    done: BestKernel = njit(nb.void(*arguments))(best_of_each)
     return done
 
 
