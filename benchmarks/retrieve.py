@@ -203,7 +203,7 @@ def draw(growth: dict[str, Any], path: Path) -> None:
         "corpus": "items of the corpus, k = 50",
         "k": f"k, a slice of {growth['k']['rows']:,}",
     }
-    with rc_context({"svg.hashsalt": "scan"}):
+    with rc_context({"svg.hashsalt": "scan", "svg.fonttype": "none"}):
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.subplots(1, 3)
         for axis, (key, title) in zip(axes, panels.items(), strict=True):

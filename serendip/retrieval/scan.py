@@ -61,19 +61,19 @@ class Ask:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the two ways cost on one machine, in seconds; ``measure_costs`` of the bench makes them.
+    """What the two ways cost on one machine, in seconds; ``./build.sh bench retrieve`` measures it.
 
-    A way costs ``start + rows * row``, and codes moreover ``rescored`` for each row that is scored
-    anew, of which there are about 1.5 k more.
+    A row costs ``plain_row`` in float32 and ``coded_row`` by codes, which cost ``coded_start`` more
+    to begin with, and ``rescored`` for each row that is scored anew, about 1.5 k.
 
-    The defaults are from 2 cores of an AMD EPYC (Zen 3, AVX2), one thread, 65 columns, 10M items
-    that are not in the cache.
+    The defaults are of 2 busy cores of an AMD EPYC (Zen 3, AVX2), one thread, 65 columns and 10M
+    items that are not in the cache.
     """
 
-    plain_row: float = 16e-9
-    coded_start: float = 15e-6
-    coded_row: float = 6e-9
-    rescored: float = 0.2e-6
+    plain_row: float = 33e-9
+    coded_start: float = 74e-6
+    coded_row: float = 13e-9
+    rescored: float = 0.26e-6
 
     def codes_pay(self, rows: int, k: int) -> bool:
         """Whether codes are the sooner way for so many rows."""
