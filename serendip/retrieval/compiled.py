@@ -1,8 +1,8 @@
 """What numpy cannot do at the speed of memory, compiled by numba (extra ``fast``).
 
-Both functions are compiled for their types when they are first asked for, in about a second
-each, and not cached on disk: where a server may write is not this module's to know. Without
-numba the retriever does the same in numpy. This module knows no tree and no item ID.
+Functions are compiled for their types when they are first asked for, bounds in less than a second,
+the whole scan in several, and not cached on disk: where a server may write is not this module's to
+know. Without numba the retriever does the same in numpy. This module knows no tree and no item ID.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from serendip.core import (
     Versions,
 )
 from serendip.retrieval.codes import CODES, Codes
-from serendip.retrieval.compiled import BestKernel, compiled_best, has_numba
+from serendip.retrieval.compiled import has_numba
 from serendip.retrieval.encoder import UserEncoder
 from serendip.retrieval.intervals import Covered, Slice
 from serendip.retrieval.padding import pad_histories
@@ -66,7 +66,6 @@ class ClusterRanker:
         encode: Callable[[Int64, Int64], Float32],
         max_history: int,
         codes: Codes | None = None,
-        kernel: BestKernel | None = None,
     ):
         """See ``open``.
 
@@ -77,7 +76,6 @@ class ClusterRanker:
             satisfaction: float32[N], what a cold user's items are ranked by.
             encode: (int64[B, T] ranks + 1 padded with 0, int64[B]) -> float32[B, d].
             codes: of the matrix; without them large slices take longer.
-            kernel: the scan compiled; without it small slices take longer.
         """
         self.versions = versions
         self.nodes = nodes
@@ -90,7 +88,7 @@ class ClusterRanker:
         self._end: list[int] = leaf_start[nodes.leaf_hi].tolist()
         self._level: list[int] = nodes.level.tolist()
         self._parent: list[int] = nodes.parent.tolist()
-        self._scan = Scan(matrix, codes, kernel=kernel)
+        self._scan = Scan(matrix, codes)
         self._satisfaction = satisfaction
         self._encode = encode
 
@@ -137,8 +135,7 @@ class ClusterRanker:
         _check_finite(satisfaction, f"{name}/satisfaction.npy")
         encoder = UserEncoder.open(artifact.file("model.onnx"))
         _check_golden(golden, encoder, matrix, name)
-        compiled = has_numba()
-        coded = compiled and CODES in artifact.files
+        coded = has_numba() and CODES in artifact.files
         return cls(
             versions=versions,
             nodes=nodes,
@@ -149,7 +146,6 @@ class ClusterRanker:
             encode=encoder.run,
             max_history=max_history,
             codes=Codes.open(artifact.path, matrix) if coded else None,
-            kernel=compiled_best() if compiled else None,
         )
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Retrieval | SerendipError]:
