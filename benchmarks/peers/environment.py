@@ -36,13 +36,17 @@ PACKAGES = (
     "polars-runtime-32==2.1.0",
     "py4j==0.10.9.9",
     "pyspark==4.3.0",
+    "numba==0.68.1",
+    "llvmlite==0.50.0",
 )
+# Built from source: where there is no C++ compiler its row says so.
+BUILT = ("hnswlib==0.8.0",)
 
 
 def make() -> None:
     """Makes the environment, unless it stands with these very packages."""
     stamp = FOLDER / "packages"
-    wanted = "\n".join(PACKAGES)
+    wanted = "\n".join(PACKAGES + BUILT)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"setting up {FOLDER.name} (once)", file=sys.stderr)
@@ -51,6 +55,7 @@ def make() -> None:
     (own / "project.pth").write_text("\n".join(site.getsitepackages()))
     install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*install, "--no-deps", *PACKAGES], check=True, stdout=sys.stderr)
+    subprocess.run([*install, "--no-deps", *BUILT], check=False, stdout=sys.stderr)
     stamp.write_text(wanted)
 
 

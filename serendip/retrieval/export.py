@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from serendip.artifacts import Artifact
 from serendip.core import CorruptArtifact
+from serendip.retrieval.codes import CODED_FROM, write_codes
 from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.model import ModelShape, SequenceModel, UserEncoder
 from serendip.tree.cluster_tree import ClusterTree, write_nodes
@@ -59,6 +60,8 @@ def write_retriever(
     model = model.eval()
     matrix = np.ascontiguousarray(model.item_matrix().detach().numpy(), np.float32)
     np.save(folder / "items.npy", matrix, allow_pickle=False)
+    if len(matrix) >= CODED_FROM:
+        write_codes(folder, matrix)
     np.save(folder / "satisfaction.npy", satisfaction, allow_pickle=False)
     write_nodes(tree.nodes, folder / "nodes.parquet")
     columns = {

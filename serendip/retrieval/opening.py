@@ -22,6 +22,8 @@ from serendip.artifacts import Artifact
 from serendip.core import CorruptArtifact, Versions
 from serendip.retrieval import item_ids
 from serendip.retrieval.attributes import Attributes
+from serendip.retrieval.codes import CODES, Codes
+from serendip.retrieval.compiled import has_numba
 from serendip.retrieval.encoder import UserEncoder
 from serendip.retrieval.item_ids import ItemIds
 from serendip.tree.cluster_tree import Nodes, leaf_starts, read_nodes
@@ -48,6 +50,7 @@ class Opened:
         matrix: float32[N, d], memory-mapped.
         satisfaction: float32[N], memory-mapped.
         prior: mean satisfaction of the log.
+        codes: of the matrix, where it has them and they can be used.
     """
 
     versions: Versions
@@ -60,6 +63,7 @@ class Opened:
     encoder: UserEncoder
     max_history: int
     prior: float
+    codes: Codes | None
 
 
 def open_files(artifact: Artifact) -> Opened:
@@ -115,6 +119,7 @@ def open_files(artifact: Artifact) -> Opened:
     with _reading(f"{name}/{GOLDEN}"), np.load(artifact.file(GOLDEN), allow_pickle=False) as file:
         golden = {key: file[key] for key in file.files}
     _check_golden(golden, encoder, matrix, name)
+    coded = has_numba() and CODES in artifact.files
     return Opened(
         versions,
         nodes,
@@ -126,6 +131,7 @@ def open_files(artifact: Artifact) -> Opened:
         encoder,
         max_history,
         prior,
+        Codes.open(artifact.path, matrix) if coded else None,
     )
 
 

@@ -26,6 +26,7 @@ from serendip.core import (
     Versions,
 )
 from serendip.retrieval.attributes import Attributes, Condition
+from serendip.retrieval.codes import Codes
 from serendip.retrieval.fresh import Changes, fresh_shelf
 from serendip.retrieval.intervals import Covered
 from serendip.retrieval.item_ids import ItemIds
@@ -74,6 +75,7 @@ class ClusterRanker:
         changes: Changes | None = None,
         prior: float = 0.0,
         user_cache: int = 0,
+        codes: Codes | None = None,
     ):
         """See ``open``.
 
@@ -87,6 +89,7 @@ class ClusterRanker:
             changes: the release's tree against the export; None: the same items.
             prior: mean satisfaction of the log, what a cold user's fresh items are ranked by.
             user_cache: user vectors kept; 0: none.
+            codes: of the matrix; without them large slices take longer.
         """
         self.versions = versions
         self.nodes = nodes
@@ -97,7 +100,7 @@ class ClusterRanker:
         self._parent: list[int] = nodes.parent.tolist()
         self._ids = ids
         self._attributes = attributes
-        export = Shelf(nodes, ids, leaf_start, matrix, satisfaction, fresh=False)
+        export = Shelf(nodes, ids, leaf_start, matrix, satisfaction, codes, fresh=False)
         self._shelves = [export]
         self._deleted = _NONE
         self.fresh_count = self.deleted_count = 0
@@ -157,6 +160,7 @@ class ClusterRanker:
             changes=changes,
             prior=files.prior,
             user_cache=user_cache,
+            codes=files.codes,
         )
 
     def withhold(self, item_ids: Iterable[str]) -> None:
@@ -262,7 +266,7 @@ class ClusterRanker:
             if shelf.fresh:
                 only = _NONE  # all its attributes are null, which no filter matches
         sets = (np.asarray(sorted(gone), np.int64), never)
-        return Wanted(shelf, shelf.scorer(user), tuple(s for s in sets if len(s)), only, conditions)
+        return Wanted(shelf, user, tuple(s for s in sets if len(s)), only, conditions)
 
     def _refuse_unknown(self, history: tuple[str, ...]) -> None:
         index = next(i for i, item_id in enumerate(history) if self._ids.rank(item_id) is None)
@@ -366,40 +370,11 @@ def _best(wanted: Wanted, segments: list[Segment], k: int, number: int) -> list[
     """The top k of what is wanted of the segments of shelf ``number``, best first."""
     if not segments:
         return []
-    segments = sorted(segments)  # so that equal scores stand in item order
-    ranks, gone = wanted.narrow(segments)
-    if ranks is not None:
-        scores = wanted.score(ranks)
-        picks = top_k(scores, k)
-        found = ranks[picks].tolist()
-        owners = np.searchsorted([end for _, end, _ in segments], found, side="right").tolist()
-    else:
-        scores = np.concatenate([wanted.score(slice(start, end)) for start, end, _ in segments])
-        # Where each segment begins in `scores`, less where it begins in item order.
-        shifts = []
-        bounds = []
-        at = 0
-        for start, end, _ in segments:
-            for ranks_gone in gone:
-                lo, hi = np.searchsorted(ranks_gone, (start, end))
-                scores[ranks_gone[lo:hi] - start + at] = -np.inf
-            shifts.append(start - at)
-            at += end - start
-            bounds.append(at)
-        picks = top_k(scores, k)
-        owners = np.searchsorted(bounds, picks, side="right").tolist()
-        found = [p + shifts[o] for p, o in zip(picks.tolist(), owners, strict=True)]
+    segments = sorted(segments)
+    top = wanted.best(segments, k)
+    starts = [start for start, _, _ in segments]
+    owners = (np.searchsorted(starts, top.ranks, side="right") - 1).tolist()
     return [
         (-score, number, rank, segments[o][2])
-        for score, rank, o in zip(scores[picks].tolist(), found, owners, strict=True)
+        for score, rank, o in zip(top.scores.tolist(), top.ranks.tolist(), owners, strict=True)
     ]
-
-
-def top_k(scores: Float32, k: int) -> Int64:
-    """Indices of the k largest, best first, equal ones in order; -inf is never among them."""
-    floor = -np.inf
-    if k < len(scores):
-        floor = np.partition(scores, len(scores) - k)[len(scores) - k]
-    kept = np.flatnonzero(scores >= floor) if floor > -np.inf else np.flatnonzero(scores > floor)
-    order = np.argsort(-scores[kept], kind="stable")[:k]
-    return kept[order]

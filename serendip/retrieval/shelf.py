@@ -6,15 +6,17 @@ those. This module knows no item but its rank, and no ONNX.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from serendip.retrieval.attributes import Bool, Condition, Ranks
+from serendip.retrieval.codes import Codes
 from serendip.retrieval.intervals import Covered
 from serendip.retrieval.item_ids import ItemIds
+from serendip.retrieval.scan import Scan, Top, best_of_scores, best_of_values
 from serendip.tree.cluster_tree import Nodes
 
 Float32 = npt.NDArray[np.float32]
@@ -22,8 +24,6 @@ Int64 = npt.NDArray[np.int64]
 
 # The items [start, end) that a candidate may come from, and the node that it then names.
 Segment = tuple[int, int, int]
-# The scores of ranks: float32[n].
-Scorer = Callable[[Ranks], Float32]
 
 # Of the ranks of the slices, at most this share is left: they are gathered one by one.
 _FEW = 0.25
@@ -45,6 +45,7 @@ class Shelf:
         leaf_start: Int64,
         matrix: Float32,
         satisfaction: Float32,
+        codes: Codes | None = None,
         *,
         fresh: bool,
     ):
@@ -53,21 +54,29 @@ class Shelf:
         Args:
             matrix: float32[N, d], C-contiguous.
             satisfaction: float32[N], what a cold user's items are ranked by.
+            codes: of the matrix.
         """
         self.ids = ids
         self.leaf_start = leaf_start
         self.fresh = fresh
-        self._matrix = matrix
+        self._scan = Scan(matrix, codes)
         self._satisfaction = satisfaction
         # Plain lists: one element of an array costs more than all else that is done with it.
         self._start: list[int] = leaf_start[nodes.leaf_lo].tolist()
         self._end: list[int] = leaf_start[nodes.leaf_hi].tolist()
 
-    def scorer(self, user: Float32 | None) -> Scorer:
-        """Dot products with a user vector float32[d]; None: satisfaction."""
+    def best(
+        self, user: Float32 | None, slices: Sequence[tuple[int, int]], gone: Int64, k: int
+    ) -> Top:
+        """The top k of the slices, less what is gone, for a user vector; None: by satisfaction."""
         if user is None:
-            return lambda ranks: self._satisfaction[ranks]
-        return lambda ranks: self._matrix[ranks] @ user
+            return best_of_values(self._satisfaction, slices, gone, k)
+        return self._scan.best(user, slices, gone, k)
+
+    def best_of_ranks(self, user: Float32 | None, ranks: Int64, k: int) -> Top:
+        """The top k of sorted ranks int64[n], as ``best``."""
+        scores = self._satisfaction[ranks] if user is None else self._scan.scores(ranks, user)
+        return best_of_scores(ranks, scores, k)
 
     def claim(self, covered: Covered, node: int) -> list[Segment]:
         """What of a node was not covered yet; now it is."""
@@ -84,18 +93,27 @@ class Wanted:
     """What one query may have of one shelf.
 
     Attributes:
+        user: float32[d], or None for a cold user.
         gone: sorted arrays int64[G] of ranks that are never returned, each of unlike ones.
         only: sorted int64[A], the ranks that alone may be; None: any.
         conditions: all must hold.
     """
 
     shelf: Shelf
-    score: Scorer
+    user: Float32 | None
     gone: tuple[Int64, ...]
     only: Int64 | None
     conditions: tuple[Condition, ...]
 
-    def narrow(self, segments: Sequence[Segment]) -> tuple[Int64 | None, tuple[Int64, ...]]:
+    def best(self, segments: Sequence[Segment], k: int) -> Top:
+        """The top k of what may be returned of sorted segments."""
+        ranks, gone = self._narrow(segments)
+        if ranks is not None:
+            return self.shelf.best_of_ranks(self.user, ranks, k)
+        slices = [(start, end) for start, end, _ in segments]
+        return self.shelf.best(self.user, slices, _union(gone), k)
+
+    def _narrow(self, segments: Sequence[Segment]) -> tuple[Int64 | None, tuple[Int64, ...]]:
         """What may be returned of sorted segments, as (ranks, gone).
 
         Either int64[n], sorted ranks, where they are few; or None: all of the segments but what is
@@ -126,3 +144,10 @@ class Wanted:
         for gone in self.gone:
             ranks = ranks[~np.isin(ranks, gone)]
         return ranks
+
+
+def _union(sets: Sequence[Int64]) -> Int64:
+    """Of sorted sets, sorted."""
+    if len(sets) == 1:
+        return sets[0]
+    return np.unique(np.concatenate([np.empty(0, np.int64), *sets]))

@@ -25,7 +25,7 @@ from serendip.core import (
 from serendip.retrieval.attributes import Attributes
 from serendip.retrieval.fresh import Changes
 from serendip.retrieval.item_ids import ItemIds
-from serendip.retrieval.ranker import ClusterRanker, top_k
+from serendip.retrieval.ranker import ClusterRanker
 from serendip.tree.cluster_tree import LEVELS, ClusterTree
 
 N = 60
@@ -466,11 +466,3 @@ def test_a_ranker_without_attributes_says_so() -> None:
     (error,) = ranker(attributes=None).retrieve([query])
     assert isinstance(error, InvalidRequest)
     assert "has none" in str(error)
-
-
-@settings(deadline=None)
-@given(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0, 3.0]), max_size=20), st.integers(1, 25))
-def test_top_k_is_a_stable_sort_cut_short(values: list[float], k: int) -> None:
-    order = sorted(range(len(values)), key=lambda i: (-values[i], i))
-    expected = [i for i in order if values[i] > -np.inf][:k]
-    assert top_k(np.asarray(values, np.float32), k).tolist() == expected

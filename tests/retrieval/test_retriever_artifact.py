@@ -24,6 +24,8 @@ from serendip.core import CorruptArtifact, NotFound
 from serendip.progress import Tick
 from serendip.retrieval import export, fitting
 from serendip.retrieval.checkpoint import Epoch
+from serendip.retrieval.codes import CODES, SCALES, Codes, numpy_bounds, write_codes
+from serendip.retrieval.compiled import has_numba
 from serendip.retrieval.export import load_model, parity_error, write_retriever
 from serendip.retrieval.fitting import best_of
 from serendip.retrieval.model import SequenceModel
@@ -150,6 +152,18 @@ def test_an_export_that_differs_is_not_published(
         write_retriever(tmp_path, model, cyclic.tree, np.zeros(120, np.float32))
 
 
+def test_a_large_matrix_is_coded_as_well(
+    cyclic: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(cyclic.retriever)
+    assert not (cyclic.retriever.path / CODES).exists()
+    monkeypatch.setattr(export, "CODED_FROM", 120)
+    write_retriever(tmp_path, model, cyclic.tree, np.zeros(120, np.float32))
+    matrix = np.load(tmp_path / "items.npy")
+    codes = Codes.of(np.load(tmp_path / CODES), np.load(tmp_path / SCALES), matrix, numpy_bounds)
+    assert codes.worst < 0.51 * np.sqrt(32)
+
+
 def test_weights_of_another_shape_are_refused(cyclic: World) -> None:
     facts = {**cyclic.retriever.facts, "shape": {**cyclic.retriever.facts["shape"], "items": 5}}
     with pytest.raises(CorruptArtifact, match="disagree"):
@@ -237,6 +251,18 @@ def test_a_fact_that_is_not_there_is_named(copy: Artifact, fact: str) -> None:
     facts = {key: value for key, value in copy.facts.items() if key != fact}
     with pytest.raises(CorruptArtifact, match=rf"manifest.json: .*{fact}"):
         ClusterRanker.open(dataclasses.replace(copy, facts=facts))
+
+
+def test_codes_are_opened_and_checked_where_they_can_be_used(copy: Artifact) -> None:
+    write_codes(copy.path, np.load(copy.path / "items.npy"))
+    copy = dataclasses.replace(copy, files={**copy.files, CODES: "", SCALES: ""})
+    ClusterRanker.open(copy)
+    np.save(copy.path / CODES, np.roll(np.load(copy.path / CODES), 1, axis=0))
+    if has_numba():
+        with pytest.raises(CorruptArtifact, match="not the codes of the matrix"):
+            ClusterRanker.open(copy)
+    else:
+        ClusterRanker.open(copy)  # they are not read
 
 
 def test_a_pickle_is_never_loaded(copy: Artifact) -> None:

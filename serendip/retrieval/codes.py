@@ -1,0 +1,184 @@
+"""Rows of the item matrix in 8 bits, and a proven bound on what each scores.
+
+A row x is kept as codes c, int8, with a scale s, so that x is about s c; its last column, the
+bias, is kept as it is. With a user vector u, quantised to whole numbers v in the same manner,
+u = t v + du, the score of the row is at most
+
+    s (t c.v + e) + x_last u_last,   e = worst |u| + longest_codes |du|
+
+where ``worst`` is the largest |x - s c| / s of all rows and ``longest_codes`` the largest |c|
+(Cauchy-Schwarz, without the last columns). A quarter of the bytes of float32 are read. What is lost
+in float32 on the way is the caller's slack.
+
+The product of 8-bit codes needs a kernel that numpy does not have (compiled.py).
+This module knows no tree, no item ID and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from serendip.core import CorruptArtifact
+from serendip.retrieval.compiled import BoundsKernel, compiled_bounds
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+Int16 = npt.NDArray[np.int16]
+
+CODES, SCALES = "items8.npy", "items8_scales.npy"
+CODED_FROM = 50_000  # items: no slice of a smaller matrix is worth them
+
+_MOST = 127
+_SMALLEST = np.float32(2.0**-126)
+_LARGE = 1e18
+_WIDTH = 16  # codes a row are a multiple of it, the rest 0: one register
+_ROWS_A_PASS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Coded rows, checked against the matrix that they stand for.
+
+    Attributes:
+        codes: int8[N, w], C-contiguous; w is d - 1 rounded up to a multiple of 16.
+        scales: float32[N, 2], C-contiguous: the scale, above 0, and the row's last column.
+        worst: see the module; rounded up.
+        longest_codes: see the module; rounded up.
+        longest: the largest Euclidean length of a row of the matrix, rounded up.
+        kernel: writes the bounds of rows.
+    """
+
+    codes: Int8
+    scales: Float32
+    worst: float
+    longest_codes: float
+    longest: float
+    kernel: BoundsKernel
+
+    @classmethod
+    def of(
+        cls, codes: Int8, scales: Float32, matrix: Float32, kernel: BoundsKernel | None = None
+    ) -> Codes:
+        """Codes of a matrix float32[N, d]. All rows of both are read: the error is not
+        believed but measured.
+
+        Raises:
+            CorruptArtifact: shapes or types are others, or codes and matrix disagree.
+        """
+        n, d = matrix.shape
+        width = _width(d)
+        if codes.dtype != np.int8 or codes.shape != (n, width) or not codes.flags.c_contiguous:
+            raise _corrupt(CODES, f"must be int8[{n}, {width}], C-contiguous")
+        if scales.dtype != np.float32 or scales.shape != (n, 2) or not scales.flags.c_contiguous:
+            raise _corrupt(SCALES, f"must be float32[{n}, 2], C-contiguous")
+        worst = longest_codes = longest = 0.0
+        for at in range(0, n, _ROWS_A_PASS):
+            part = slice(at, at + _ROWS_A_PASS)
+            rows, coded = matrix[part].astype(np.float64), codes[part].astype(np.float64)
+            scale = scales[part, 0].astype(np.float64)
+            if not (scale >= _SMALLEST).all() or not np.isfinite(scale).all():
+                raise _corrupt(SCALES, "must hold scales above 0")
+            if not np.array_equal(scales[part, 1], matrix[part, -1]):
+                raise _corrupt(SCALES, "must hold the last column of the matrix")
+            longest = max(longest, _longest(rows))
+            longest_codes = max(longest_codes, _longest(coded))
+            coded[:, : d - 1] -= rows[:, :-1] / scale[:, None]
+            worst = max(worst, _longest(coded))
+        # Half a step in each column is what rounding loses; more is another matrix's codes.
+        if worst > 0.51 * np.sqrt(width):
+            raise _corrupt(CODES, "are not the codes of the matrix")
+        up = 1.000001
+        return cls(
+            codes, scales, up * worst, up * longest_codes, up * longest,
+            kernel or compiled_bounds(width),
+        )  # fmt: skip
+
+    @classmethod
+    def open(cls, folder: Path, matrix: Float32) -> Codes:
+        """Memory-maps the codes of a retriever artefact. Raises CorruptArtifact; see ``of``."""
+        try:
+            codes, scales = (
+                np.asarray(np.load(folder / name, mmap_mode="r", allow_pickle=False))
+                for name in (CODES, SCALES)
+            )
+        except (OSError, EOFError, ValueError) as e:
+            raise _corrupt(CODES, f"cannot be read ({type(e).__name__}: {e})") from e
+        return cls.of(codes, scales, matrix)
+
+    def hold_for(self, length: float) -> bool:
+        """Whether bounds hold for a user vector of this length: not where float32 ends."""
+        return 1 / _LARGE < length < _LARGE and self.longest < _LARGE
+
+    def bounds(self, user: Float32) -> Callable[[int, int, Float32], None]:
+        """A function (start, end, out float32[end - start]) that writes upper bounds of scores.
+
+        Args:
+            user: float32[d] that the codes ``hold_for``.
+        """
+        width = self.codes.shape[1]
+        u = np.zeros(width)
+        u[: len(user) - 1] = user[:-1]
+        # The largest whole numbers whose sum of products with any codes fits 32 bits.
+        most = min(np.iinfo(np.int16).max, np.iinfo(np.int32).max // (_MOST * width))
+        step = float(np.float32(np.abs(u).max() / most)) or 1.0
+        v = np.rint(u / step).clip(-most, most)
+        lost = float(np.linalg.norm(u - step * v))
+        error = 1.000001 * (self.worst * float(np.linalg.norm(u)) + self.longest_codes * lost)
+        whole, last = v.astype(np.int16), float(user[-1])
+        codes, scales, kernel = self.codes, self.scales, self.kernel
+
+        def write(start: int, end: int, out: Float32) -> None:
+            kernel(codes[start:end], whole, scales[start:end], step, error, last, out)
+
+        return write
+
+
+def encode(matrix: Float32) -> tuple[Int8, Float32]:
+    """(codes int8[N, w], scales float32[N, 2]) of a finite matrix float32[N, d]."""
+    n, d = matrix.shape
+    codes = np.zeros((n, _width(d)), np.int8)
+    scales = np.empty((n, 2), np.float32)
+    for at in range(0, n, _ROWS_A_PASS):
+        part = slice(at, at + _ROWS_A_PASS)
+        rows = matrix[part, :-1].astype(np.float64)
+        largest = np.abs(rows).max(axis=1, initial=0.0)
+        scales[part, 0] = np.maximum((largest / _MOST).astype(np.float32), _SMALLEST)
+        scales[part, 1] = matrix[part, -1]
+        rows /= scales[part, :1]
+        codes[part, : d - 1] = np.rint(rows).clip(-_MOST, _MOST)
+    return codes, scales
+
+
+def write_codes(folder: Path, matrix: Float32) -> None:
+    """Writes items8.npy and items8_scales.npy."""
+    codes, scales = encode(matrix)
+    np.save(folder / CODES, codes, allow_pickle=False)
+    np.save(folder / SCALES, scales, allow_pickle=False)
+
+
+def numpy_bounds(
+    codes: Int8, v: Int16, scales: Float32, t: float, e: float, last: float, out: Float32
+) -> None:
+    """What the compiled kernel does, readable; several times slower than float32."""
+    products = (codes.astype(np.int32) @ v.astype(np.int32)).astype(np.float32)
+    out[:] = scales[:, 0] * (np.float32(t) * products + np.float32(e))
+    out += scales[:, 1] * np.float32(last)
+
+
+def _width(d: int) -> int:
+    return max(1, -(-(d - 1) // _WIDTH)) * _WIDTH
+
+
+def _longest(rows: npt.NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.einsum("nd,nd->n", rows, rows).max(initial=0.0)))
+
+
+def _corrupt(name: str, message: str) -> CorruptArtifact:
+    return CorruptArtifact(
+        message, field=f"retriever/{name}", remedy="Publish it again (serendip retriever)."
+    )
