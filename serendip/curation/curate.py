@@ -43,14 +43,39 @@ TABLES = {
 
 
 def narrow(engine: Engine) -> None:
-    """Makes ``events``, the interactions as integers, ``users`` and ``unknown``, the items that
-    the catalogue does not have.
+    """Makes ``events``, the interactions as integers, ``users``, ``by_item``, and ``unknown``, the
+    items that the catalogue does not have.
 
     Reads ``interactions`` and ``items``: item_id, item_no int32 (different for each), node_id
-    int32 (planning level), base_id int32 (level - level_gap).
+    int32 (planning level), base_id int32 (level - level_gap); none is negative.
+
+    Raises:
+        InvalidRequest: items, clusters and bases are more than 63 bits can tell apart.
     """
-    for name in ("users", "events", "unknown"):
-        engine.table(name, sql(name))
+    bits = _place_bits(engine)
+    engine.table("users", sql("users"))
+    engine.table("events", sql("events", **bits))
+    engine.table("unknown", sql("unknown"))
+    engine.table("by_item", sql("by_item", **bits))
+
+
+def _place_bits(engine: Engine) -> dict[str, int]:
+    """How base_id, node_id and item_no lie in one BIGINT, from the highest bits to the lowest."""
+    query = "SELECT MAX(base_id) AS base, MAX(node_id) AS node, MAX(item_no) AS item FROM items"
+    (most,) = engine.fetch(query).to_pylist()
+    base, node, item = (int(most[name]).bit_length() for name in ("base", "node", "item"))
+    if base + node + item > 63:
+        raise InvalidRequest(
+            f"{base} bits of bases, {node} of clusters and {item} of items must be 63 together",
+            field="level",
+            remedy="Plan at a broader level.",
+        )
+    return {
+        "item_bits": item,
+        "item_mask": (1 << item) - 1,
+        "node_mask": (1 << node) - 1,
+        "base_shift": node + item,
+    }
 
 
 def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
@@ -67,7 +92,7 @@ def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
     # No gap within a user is longer than that, and every one between two users is.
     gap = min(config.session_gap_s * 1000, LAST_TIMESTAMP)
     ties = {"session_gap_ms": gap, "max_tied_pairs": config.max_tied_pairs}
-    engine.table("moves", sql("moves", session_gap_ms=gap))
+    engine.table("moves", sql("moves", session_gap_ms=gap, **_place_bits(engine)))
     engine.drop("events")
     engine.table("sets", sql("sets"))
     engine.table("steps", sql("steps", **ties))
@@ -188,7 +213,6 @@ def _curate_log(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
     check_ids(engine, config.data_path, INTERACTIONS, USER_ID, "users")
     check_ids(engine, config.data_path, INTERACTIONS, ITEM_ID, "unknown")
     unknown = count_unknown(engine, INTERACTIONS, "unknown", rows, config.max_unknown_share)
-    engine.table("by_item", sql("by_item"))
     repaired = curate(engine, config.curation)
     Repairs(rows, repaired["duplicates"], unknown["unknown_rows"]).tell(INTERACTIONS)
     return {

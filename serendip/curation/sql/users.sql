@@ -1,5 +1,6 @@
--- How many interactions each user has, and a short name of each: a bucket by a hash that every
--- engine has, and the user's number in it. Reads interactions.
+-- How many interactions each user has, and a short name of each: one of 4,096 buckets by a hash
+-- that every engine has, and the user's number in it. ASCII(c) % 39 - 9 is the value of a
+-- hexadecimal digit. Reads interactions.
 SELECT
   user_id,
   events,
@@ -9,8 +10,8 @@ FROM (
   SELECT
     user_id,
     events,
-    ASCII(SUBSTR(hash, 1, 1)) * 2097152 + ASCII(SUBSTR(hash, 2, 1)) * 16384
-      + ASCII(SUBSTR(hash, 3, 1)) * 128 + ASCII(SUBSTR(hash, 4, 1)) AS bucket
+    (ASCII(SUBSTR(hash, 1, 1)) % 39 - 9) * 256 + (ASCII(SUBSTR(hash, 2, 1)) % 39 - 9) * 16
+      + (ASCII(SUBSTR(hash, 3, 1)) % 39 - 9) AS bucket
   FROM (
     SELECT user_id, COUNT(*) AS events, MD5(user_id) AS hash
     FROM interactions
