@@ -70,9 +70,7 @@ def check_log(
     return rows, until
 
 
-def check_ids(
-    engine: Engine, data_dir: Path, schema: FileSchema, name: str, counted: str
-) -> None:
+def check_ids(engine: Engine, data_dir: Path, schema: FileSchema, name: str, counted: str) -> None:
     """Checks the ID column ``name`` of a log by the table ``counted`` of its values (that column,
     events): there are fewer values than rows. What is valid need not be in it.
 
