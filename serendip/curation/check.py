@@ -5,6 +5,7 @@ The same rules as catalog/logs.py, for logs that do not fit in memory. Knows not
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from serendip.catalog.schema import (
     open_parquet,
 )
 from serendip.core import MAX_ID_BYTES, InvalidData
-from serendip.curation.engine import Engine, sql
+from serendip.curation.engine import Engine
 
 
 def view_log(engine: Engine, data_dir: Path, schema: FileSchema) -> bool:
@@ -42,19 +43,24 @@ def view_log(engine: Engine, data_dir: Path, schema: FileSchema) -> bool:
     return True
 
 
-def check_log(engine: Engine, data_dir: Path, schema: FileSchema) -> tuple[int, int | None]:
+def check_log(
+    engine: Engine, data_dir: Path, schema: FileSchema, later: Collection[str] = ()
+) -> tuple[int, int | None]:
     """Checks every row of a log; returns (its rows, its latest timestamp in Unix ms).
+
+    Args:
+        later: ID columns that ``check_ids`` checks, once their distinct values are at hand.
 
     Raises:
         InvalidData: with the first row that breaks a column, and how many do; or the log has no
             rows though it must.
     """
-    (found,) = engine.fetch(check_query(schema)).to_pylist()
+    checked = [column for column in schema.columns if column.name not in later]
+    (found,) = engine.fetch(check_query(schema, checked)).to_pylist()
     rows = found.pop("rows_read")
     until = found.pop("log_until")
-    for column in schema.names:
-        if found[column]:
-            refuse_first(data_dir, schema, column, found[column], rows)
+    if any(found.values()):
+        _refuse(engine, data_dir, schema)
     if not rows and not schema.may_be_empty:
         raise InvalidData(
             "the table has no rows",
@@ -64,16 +70,34 @@ def check_log(engine: Engine, data_dir: Path, schema: FileSchema) -> tuple[int, 
     return rows, until
 
 
-def check_query(schema: FileSchema) -> str:
-    """One row: how many rows break each column, how many there are, and the latest timestamp."""
-    counts = ",\n  ".join(
-        f"COUNT(CASE WHEN {_breaks(column)} THEN 1 END) AS {column.name}"
-        for column in schema.columns
+def check_ids(engine: Engine, data_dir: Path, schema: FileSchema, name: str, counted: str) -> None:
+    """Checks the ID column ``name`` of a log by the table ``counted`` of its values (that column,
+    events): there are fewer values than rows. What is valid need not be in it.
+
+    Raises:
+        InvalidData: as ``check_log``.
+    """
+    (column,) = (column for column in schema.columns if column.name == name)
+    query = f"SELECT COUNT(*) AS broken FROM {counted} WHERE {_breaks(column)}"
+    if engine.fetch(query).column("broken")[0].as_py():
+        _refuse(engine, data_dir, schema)
+
+
+def _refuse(engine: Engine, data_dir: Path, schema: FileSchema) -> None:
+    """Raises for the first of the columns that some row breaks."""
+    (found,) = engine.fetch(check_query(schema, schema.columns)).to_pylist()
+    for name in schema.names:
+        if found[name]:
+            refuse_first(data_dir, schema, name, found[name], found["rows_read"])
+
+
+def check_query(schema: FileSchema, columns: Sequence[Column]) -> str:
+    """One row: how many rows there are, the latest timestamp, and how many break each column."""
+    counts = (
+        f"COUNT(CASE WHEN {_breaks(column)} THEN 1 END) AS {column.name}" for column in columns
     )
-    return (
-        f"SELECT\n  COUNT(*) AS rows_read,\n  MAX(CAST({TIMESTAMP} AS BIGINT)) AS log_until,\n"
-        f"  {counts}\nFROM {_name(schema)}"
-    )
+    found = ("COUNT(*) AS rows_read", f"MAX(CAST({TIMESTAMP} AS BIGINT)) AS log_until", *counts)
+    return f"SELECT {', '.join(found)} FROM {_name(schema)}"
 
 
 def _breaks(column: Column) -> str:
@@ -97,26 +121,29 @@ def _breaks(column: Column) -> str:
 
 
 def count_unknown(
-    engine: Engine, schema: FileSchema, counted: str, rows: int, max_unknown_share: float
+    engine: Engine, schema: FileSchema, unknown: str, rows: int, max_unknown_share: float
 ) -> dict[str, int]:
     """{unknown_items, unknown_rows}: items that are not in the catalogue, and their rows.
 
-    Reads the tables ``counted`` (item_id, events), of a log of so many ``rows``, and ``items``.
+    Reads the table ``unknown`` of them (item_id, events), of a log of so many ``rows``.
 
     Raises:
         InvalidData: they are more than that share of the rows.
     """
-    (unknown,) = engine.fetch(sql("unknown", counted=counted)).to_pylist()
-    if unknown["events"] > max_unknown_share * rows:
+    (found,) = engine.fetch(
+        "SELECT COUNT(*) AS items, CAST(COALESCE(SUM(events), 0) AS BIGINT) AS events, "
+        f"MIN(item_id) AS example FROM {unknown}"
+    ).to_pylist()
+    if found["events"] > max_unknown_share * rows:
         raise InvalidData(
             "is not in the catalogue",
             field=f"{schema.file}:{ITEM_ID}",
-            value=unknown["example"],
-            remedy=f"{unknown['events']:,} of {rows:,} rows name {unknown['items']:,} items that "
+            value=found["example"],
+            remedy=f"{found['events']:,} of {rows:,} rows name {found['items']:,} items that "
             f"{ITEMS.file} does not have: add them, leave the rows out, or raise "
             "max_unknown_share.",
         )
-    return {"unknown_items": unknown["items"], "unknown_rows": unknown["events"]}
+    return {"unknown_items": found["items"], "unknown_rows": found["events"]}
 
 
 def _name(schema: FileSchema) -> str:

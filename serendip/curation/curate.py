@@ -15,17 +15,23 @@ import pyarrow as pa
 from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import fingerprint
 from serendip.catalog.logs import Repairs
-from serendip.catalog.schema import IMPRESSIONS, INTERACTIONS
+from serendip.catalog.schema import (
+    IMPRESSIONS,
+    INTERACTIONS,
+    ITEM_ID,
+    LAST_TIMESTAMP,
+    USER_ID,
+)
 from serendip.config import Config, CurationConfig
 from serendip.core import InvalidData, InvalidRequest, SerendipError
-from serendip.curation.check import check_log, count_unknown, view_log
+from serendip.curation.check import check_ids, check_log, count_unknown, view_log
 from serendip.curation.engine import Engine, open_engine, read_parts, sql
 from serendip.progress import Tick, console, progress
 from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
 # The files of a pairs artefact, and in which order their rows lie; columns: the SQL files.
 TABLES = {
-    "held_out": "SELECT * FROM held_out ORDER BY item_id",
+    "held_out": "SELECT item_id FROM held_out ORDER BY item_id",
     "scores": "SELECT * FROM scores ORDER BY item_id, rank_in_item",
     "training": "SELECT * FROM training ORDER BY node_id, rank_in_cluster",
     "labels": "SELECT * FROM labels ORDER BY item_id",
@@ -36,11 +42,46 @@ TABLES = {
 }
 
 
-def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
-    """Makes the tables of the curated pairs: TABLES but the corpus's, ``by_user``, ``duplicates``.
+def narrow(engine: Engine) -> None:
+    """Makes ``events``, the interactions as integers, ``users``, ``by_item``, and ``unknown``, the
+    items that the catalogue does not have.
 
-    Reads ``interactions``, checked, and ``items``: item_id, item_no int (different for each),
-    node_id int32 (planning level), base_id int32 (level - level_gap).
+    Reads ``interactions`` and ``items``: item_id, item_no int32 (different for each), node_id
+    int32 (planning level), base_id int32 (level - level_gap); none is negative.
+
+    Raises:
+        InvalidRequest: items, clusters and bases are more than 63 bits can tell apart.
+    """
+    bits = _place_bits(engine)
+    engine.table("users", sql("users"))
+    engine.table("events", sql("events", **bits))
+    engine.table("unknown", sql("unknown"))
+    engine.table("by_item", sql("by_item", **bits))
+
+
+def _place_bits(engine: Engine) -> dict[str, int]:
+    """How base_id, node_id and item_no lie in one BIGINT, from the highest bits to the lowest."""
+    query = "SELECT MAX(base_id) AS base, MAX(node_id) AS node, MAX(item_no) AS item FROM items"
+    (most,) = engine.fetch(query).to_pylist()
+    base, node, item = (int(most[name]).bit_length() for name in ("base", "node", "item"))
+    if base + node + item > 63:
+        raise InvalidRequest(
+            f"{base} bits of bases, {node} of clusters and {item} of items must be 63 together",
+            field="level",
+            remedy="Plan at a broader level.",
+        )
+    return {
+        "item_bits": item,
+        "item_mask": (1 << item) - 1,
+        "node_mask": (1 << node) - 1,
+        "base_shift": node + item,
+    }
+
+
+def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
+    """Makes the tables of the curated pairs: TABLES but the corpus's, and ``duplicates``.
+
+    Reads ``events``, which it lets go of, and ``items``: see narrow.
 
     Returns:
         {duplicates: rows left out; oversized_sets: pairs of sets of equal timestamps left out}.
@@ -48,10 +89,11 @@ def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
     Raises:
         InvalidData: no serendipitous pair is left to train on.
     """
-    gap = config.session_gap_s * 1000
+    # No gap within a user is longer than that, and every one between two users is.
+    gap = min(config.session_gap_s * 1000, LAST_TIMESTAMP)
     ties = {"session_gap_ms": gap, "max_tied_pairs": config.max_tied_pairs}
-    engine.number("users", sql("by_user"), "user_no")
-    engine.table("moves", sql("moves", session_gap_ms=gap))
+    engine.table("moves", sql("moves", session_gap_ms=gap, **_place_bits(engine)))
+    engine.drop("events")
     engine.table("sets", sql("sets"))
     engine.table("steps", sql("steps", **ties))
     below = f"{round(config.held_out_share * 2**32):08x}"
@@ -147,7 +189,8 @@ def make_tables(engine: Engine, config: Config, tick: Tick) -> tuple[dict[str, A
         (what was read, repaired and left out, by log; the latest timestamp, Unix ms).
     """
     logs = [s for s in (INTERACTIONS, IMPRESSIONS) if view_log(engine, config.data_path, s)]
-    checked = {log: check_log(engine, config.data_path, log) for log in logs}
+    later = {INTERACTIONS: (USER_ID, ITEM_ID)}
+    checked = {log: check_log(engine, config.data_path, log, later.get(log, ())) for log in logs}
     tick(note="checked")
     facts: dict[str, Any] = {
         "interactions": _curate_log(engine, checked[INTERACTIONS][0], config),
@@ -166,8 +209,10 @@ def make_tables(engine: Engine, config: Config, tick: Tick) -> tuple[dict[str, A
 
 def _curate_log(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
     """Curates interactions of so many rows; returns what was read and repaired."""
-    engine.table("by_item", sql("by_item"))
-    unknown = count_unknown(engine, INTERACTIONS, "by_item", rows, config.max_unknown_share)
+    narrow(engine)
+    check_ids(engine, config.data_path, INTERACTIONS, USER_ID, "users")
+    check_ids(engine, config.data_path, INTERACTIONS, ITEM_ID, "unknown")
+    unknown = count_unknown(engine, INTERACTIONS, "unknown", rows, config.max_unknown_share)
     repaired = curate(engine, config.curation)
     Repairs(rows, repaired["duplicates"], unknown["unknown_rows"]).tell(INTERACTIONS)
     return {
@@ -181,7 +226,8 @@ def _curate_log(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
 def _count_shown(engine: Engine, rows: int, config: Config) -> dict[str, Any]:
     """Makes ``traffic`` of impressions of so many rows; returns what was read and repaired."""
     engine.table("shown_by_item", sql("shown_by_item"))
-    unknown = count_unknown(engine, IMPRESSIONS, "shown_by_item", rows, config.max_unknown_share)
+    engine.table("shown_unknown", sql("shown_unknown"))
+    unknown = count_unknown(engine, IMPRESSIONS, "shown_unknown", rows, config.max_unknown_share)
     duplicates = rows - _value(engine, "SELECT CAST(SUM(events) AS BIGINT) FROM shown_by_item")
     engine.table("traffic", sql("shown_traffic"))
     Repairs(rows, duplicates, unknown["unknown_rows"]).tell(IMPRESSIONS)

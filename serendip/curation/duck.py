@@ -46,8 +46,9 @@ class DuckEngine:
         with _errors():
             self._db.execute(f"CREATE TABLE {name} AS {query}")
 
-    def number(self, name: str, query: str, column: str) -> None:
-        self.table(name, f"SELECT *, ROW_NUMBER() OVER () AS {column} FROM ({query})")
+    def drop(self, name: str) -> None:
+        with _errors():
+            self._db.execute(f"DROP TABLE {name}")
 
     def fetch(self, query: str) -> pa.Table:
         with _errors():

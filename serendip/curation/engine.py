@@ -32,11 +32,8 @@ class Engine(Protocol):
     def table(self, name: str, query: str) -> None:
         """Computes a query once and keeps its rows under a name, in memory or in scratch files."""
 
-    def number(self, name: str, query: str, column: str) -> None:
-        """As ``table``, with an int64 ``column`` that is different in every row.
-
-        Which row has which number is the engine's choice: nothing that is kept may depend on it.
-        """
+    def drop(self, name: str) -> None:
+        """Lets go of the rows of a table that ``table`` has made."""
 
     def fetch(self, query: str) -> pa.Table:
         """The rows of a query, in its order."""

@@ -78,9 +78,9 @@ class SparkEngine:
             self._spark.sql(query).write.mode("overwrite").parquet(str(folder.resolve()))
             self._spark.read.parquet(_literal(folder)).createOrReplaceTempView(name)
 
-    def number(self, name: str, query: str, column: str) -> None:
-        # The function would give other numbers each time that it is computed: it is computed once.
-        self.table(name, f"SELECT *, MONOTONICALLY_INCREASING_ID() AS {column} FROM ({query})")
+    def drop(self, name: str) -> None:
+        self._spark.catalog.dropTempView(name)
+        shutil.rmtree(self._scratch / name)
 
     def fetch(self, query: str) -> pa.Table:
         folder = self._scratch / "fetched"

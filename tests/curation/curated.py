@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from serendip.config import CurationConfig
-from serendip.curation.curate import choose_corpus, curate
+from serendip.curation.curate import choose_corpus, curate, narrow
 from serendip.curation.engine import open_engine
 
 # Items a0 a1 | b0 b1 | c0: clusters a and b meet at base 1, c lies elsewhere.
@@ -53,6 +53,7 @@ def curated(events, config=CONFIG):
     with tempfile.TemporaryDirectory() as folder, open_engine(config, Path(folder)) as engine:
         engine.view("interactions", table(events))
         engine.view("items", placed())
+        narrow(engine)
         repaired = curate(engine, config)
         found = {
             name: engine.fetch(f"SELECT * FROM {name} ORDER BY {ORDER.get(name, 'item_id')}")

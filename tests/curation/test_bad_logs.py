@@ -86,6 +86,8 @@ TIMES = [k * 1000 for k in range(N)]
         ("timestamp", at(TIMES, 5, None), 5, "must not be null"),
         ("user_id", at(["u"] * N, 2, None), 2, "must not be null"),
         ("user_id", at(["u"] * N, 8, ""), 8, "1 to 256 bytes"),
+        ("item_id", at(["i00"] * N, 4, ""), 4, "1 to 256 bytes"),
+        ("item_id", at(["i00"] * N, 6, None), 6, "must not be null"),
         ("satisfaction", at([0.5] * N, 7, float("nan")), 7, "must lie in"),
         ("satisfaction", at([0.5] * N, 1, 1.5), 1, "must lie in"),
     ],

@@ -4,13 +4,15 @@ import hashlib
 import itertools
 from collections import defaultdict
 
+import pyarrow as pa
 import pytest
-from curated import CONFIG, PLACED, corpus_of, curated
+from curated import CONFIG, PLACED, corpus_of, curated, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serendip.core import InvalidData
-from serendip.curation.curate import publish_pairs, read_pairs
+from serendip.core import InvalidData, InvalidRequest
+from serendip.curation.curate import narrow, publish_pairs, read_pairs
+from serendip.curation.engine import open_engine
 
 
 def oracle(events):
@@ -79,6 +81,25 @@ def test_a_session_gap_ends_a_pair():
     with pytest.raises(InvalidData):
         curated([("u", "a0", 0, 1.0), ("u", "b0", 100_001, 1.0)])
     assert curated([("u", "a0", 0, 1.0), ("u", "b0", 100_000, 1.0)])
+
+
+def test_no_gap_is_so_long_that_two_users_make_a_pair():
+    # All users that share a bucket follow one another in the window: enough of them to share one.
+    config = CONFIG.model_copy(update={"session_gap_s": 10**12})
+    events = [(f"u{k}", "a0" if k % 2 else "b0", k, 0.5) for k in range(10_000)]
+    with pytest.raises(InvalidData, match="no serendipitous pair"):
+        curated(events, config)
+    pair = [("u0", "a0", 10_000, 0.5)]
+    assert len(curated(events + pair, config)[0]["scores"]) == 1
+
+
+def test_more_items_and_clusters_than_63_bits_tell_apart_are_refused(tmp_path):
+    with open_engine(CONFIG, tmp_path) as engine:
+        far = {"item_id": ["x"], "item_no": [2**22], "node_id": [2**20], "base_id": [2**20]}
+        engine.view("items", pa.table(far))
+        engine.view("interactions", table([]))
+        with pytest.raises(InvalidRequest, match="63 together"):
+            narrow(engine)
 
 
 def test_held_out_items_are_never_trained_on_and_have_labels(small_world):

@@ -1,5 +1,5 @@
--- How many interactions each item has, duplicates and items that are not in the catalogue
--- included. Reads interactions.
-SELECT item_id, COUNT(*) AS events
-FROM interactions
-GROUP BY item_id
+-- How many interactions each item of the catalogue has, duplicates included. Reads events.
+SELECT CAST(place & {item_mask} AS INT) AS item_no, COUNT(*) AS events
+FROM events
+WHERE place IS NOT NULL
+GROUP BY 1

@@ -14,4 +14,3 @@ FROM (
   WHERE corpus.item_id IS NULL OR previous_corpus.item_id IS NULL
 ) AS changed
 LEFT JOIN traffic ON changed.item_id = traffic.item_id
-ORDER BY change, impressions DESC, item_id

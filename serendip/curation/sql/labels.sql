@@ -2,4 +2,3 @@
 SELECT item_id, own_id, node_id, support, satisfaction
 FROM scores
 WHERE held_out AND rank_in_item = 1
-ORDER BY item_id

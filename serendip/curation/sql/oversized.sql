@@ -2,6 +2,6 @@
 -- Reads sets.
 SELECT COUNT(*) AS sets
 FROM sets
-WHERE next_timestamp - timestamp <= {session_gap_ms}
+WHERE next_moment - moment <= {session_gap_ms}
   AND (events > 1 OR next_events > 1)
   AND size * next_size > {max_tied_pairs}

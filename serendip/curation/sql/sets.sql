@@ -1,17 +1,17 @@
--- The sets of equal timestamps, their neighbours, and the set that follows each. Duplicates count
--- once in "size". Reads moves.
+-- The sets of equal timestamps, their neighbours, and the set that follows each: a next user's
+-- first set lies behind every session gap. Duplicates count once in "size". Reads moves.
 SELECT
-  user_no,
-  timestamp,
+  bucket,
+  moment,
   size,
   events,
-  LEAD(timestamp) OVER by_time AS next_timestamp,
+  LEAD(moment) OVER by_time AS next_moment,
   LEAD(size) OVER by_time AS next_size,
   LEAD(events) OVER by_time AS next_events
 FROM (
-  SELECT user_no, timestamp, COUNT(*) AS size, CAST(SUM(times) AS BIGINT) AS events
+  SELECT bucket, moment, COUNT(*) AS size, CAST(SUM(times) AS BIGINT) AS events
   FROM moves
-  WHERE user_no IS NOT NULL
-  GROUP BY user_no, timestamp
+  WHERE moment IS NOT NULL
+  GROUP BY bucket, moment
 )
-WINDOW by_time AS (PARTITION BY user_no ORDER BY timestamp)
+WINDOW by_time AS (PARTITION BY bucket ORDER BY moment)

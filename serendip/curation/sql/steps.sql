@@ -7,11 +7,11 @@
 SELECT
   kind,
   item_no,
-  next_node_id AS node_id,
+  node_id,
   times * CAST(1000000 AS BIGINT) AS weight_q,
-  next_satisfaction_q AS satisfaction_q
+  satisfaction_q
 FROM moves
-WHERE kind <> 'none'
+WHERE kind > 0
 UNION ALL
 SELECT
   kind,
@@ -23,22 +23,22 @@ SELECT
 FROM (
   SELECT
     CASE
-      WHEN ia.node_id = ib.node_id THEN 'similar'
-      WHEN ia.base_id = ib.base_id THEN 'serendipitous'
-      ELSE 'other'
+      WHEN ia.node_id = ib.node_id THEN 1
+      WHEN ia.base_id = ib.base_id THEN 2
+      ELSE 3
     END AS kind,
-    a.item_no AS item_no,
+    a.own_item_no AS item_no,
     ib.node_id AS node_id,
     CAST(FLOOR(CAST(1000000 AS DOUBLE) / CAST(sets.size * sets.next_size AS DOUBLE)
       + CAST(0.5 AS DOUBLE)) AS BIGINT) AS weight_q,
-    CAST(b.satisfaction_q AS BIGINT) AS satisfaction_q
+    CAST(b.own_satisfaction_q AS BIGINT) AS satisfaction_q
   FROM sets
-  JOIN moves a ON a.user_no = sets.user_no AND a.timestamp = sets.timestamp
-  JOIN moves b ON b.user_no = sets.user_no AND b.timestamp = sets.next_timestamp
-  JOIN items ia ON a.item_no = ia.item_no
-  JOIN items ib ON b.item_no = ib.item_no
-  WHERE sets.next_timestamp - sets.timestamp <= {session_gap_ms}
+  JOIN moves a ON a.bucket = sets.bucket AND a.moment = sets.moment
+  JOIN moves b ON b.bucket = sets.bucket AND b.moment = sets.next_moment
+  JOIN items ia ON a.own_item_no = ia.item_no
+  JOIN items ib ON b.own_item_no = ib.item_no
+  WHERE sets.next_moment - sets.moment <= {session_gap_ms}
     AND (sets.events > 1 OR sets.next_events > 1)
     AND sets.size * sets.next_size <= {max_tied_pairs}
-    AND a.item_no <> b.item_no
+    AND a.own_item_no <> b.own_item_no
 )

@@ -14,4 +14,3 @@ FROM (
   WHERE NOT held_out
 )
 WHERE rank_in_cluster <= {contexts_per_cluster}
-ORDER BY node_id, rank_in_cluster

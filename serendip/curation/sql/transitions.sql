@@ -16,4 +16,3 @@ FROM (
   WHERE NOT held_out
 )
 GROUP BY own_id, node_id
-ORDER BY own_id, node_id
