@@ -380,7 +380,7 @@ def test_a_stop_under_load_fails_no_call_that_was_accepted(stage: Stage) -> None
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
-    with stage.server("--workers", "2") as server:
+    with stage.server("--workers", "2", "--connection-age-s", "2") as server:
         pages = server.metrics.split(",")
         assert len(pages) == 2
         workers = children(server.process.pid)
@@ -397,6 +397,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         show("kill", codes=seen["codes"], says=seen["says"], handled=handled)
         assert set(seen["codes"]) <= {"OK", "UNAVAILABLE"}, seen["says"]
         assert seen["codes"].get("UNAVAILABLE", 0) < 0.1 * seen["codes"]["OK"]
+        if stage.full:
+            assert handled[0] > 0, "connections do not come back to it"
         assert seen["wrong"] == 0
         assert len(tell(server.address).tree_versions) == 2
         assert server.stop() == 0
