@@ -123,6 +123,15 @@ def metric(url: str, name: str, **labels: str) -> float:
     return total
 
 
+def is_up(url: str) -> bool:
+    """Whether a page of metrics answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except OSError:
+        return False
+
+
 def resident(pid: int) -> dict[str, float]:
     """MiB of a process: all that is mapped and in memory, and what is its own."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -393,6 +402,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         seen = ended(under)
         until(lambda: len(children(server.process.pid)) == 2)
         assert workers[1] in children(server.process.pid), "the other one was ended too"
+        until(lambda: all(map(is_up, pages)))
         handled = [metric(page, "grpc_server_handled_total", grpc_code="OK") for page in pages]
         show("kill", codes=seen["codes"], says=seen["says"], handled=handled)
         assert set(seen["codes"]) <= {"OK", "UNAVAILABLE"}, seen["says"]
