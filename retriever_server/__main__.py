@@ -35,12 +35,16 @@ def main(
     ] = 256,
     max_pending: Annotated[
         int, typer.Option(min=1, help="Calls that may wait before a process has looked at them.")
-    ] = 256,
+    ] = 1024,
     max_streams: Annotated[
         int, typer.Option(min=1, help="Calls that one connection may have open at a time.")
     ] = 100,
     max_connections: Annotated[
         int | None, typer.Option(min=1, help="Connections a process takes; unset: any number.")
+    ] = None,
+    connection_age_s: Annotated[
+        float | None,
+        typer.Option(min=1, help="Age at which a connection is renewed, seconds; unset: never."),
     ] = None,
     max_request_mib: Annotated[float, typer.Option(min=0.01, help="Largest request, MiB.")] = 4,
     keepalive_s: Annotated[
@@ -113,6 +117,7 @@ def main(
             max_pending=max_pending,
             max_streams=max_streams,
             max_connections=max_connections,
+            connection_age_s=connection_age_s,
             keepalive_s=keepalive_s,
             grace_s=grace_s,
             lame_s=lame_s,

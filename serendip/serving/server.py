@@ -48,6 +48,8 @@ class ServerOptions:
         max_streams: calls that one connection may have open; a client keeps the others to itself
             until one of these has ended.
         max_connections: connections that are taken; None takes any number.
+        connection_age_s: age at which a connection is asked to go away once its calls have ended,
+            so that connections spread anew over those who share a port; None: never.
         keepalive_s: seconds of silence after which a connection is asked whether it is alive; it
             has as long to answer.
         grace_s: seconds that calls in flight get to end in when the server stops.
@@ -64,9 +66,10 @@ class ServerOptions:
     max_response_bytes: int = 32 << 20
     max_in_flight: int = 1024
     refuses_late: bool = False
-    max_pending: int = 256
+    max_pending: int = 1024
     max_streams: int = 100
     max_connections: int | None = None
+    connection_age_s: float | None = None
     keepalive_s: float = 60.0
     grace_s: float = 10.0
     lame_s: float = 0.0
@@ -91,6 +94,8 @@ class ServerOptions:
         ]
         if self.max_connections is not None:
             arguments.append(("grpc.max_allowed_incoming_connections", self.max_connections))
+        if self.connection_age_s is not None:
+            arguments.append(("grpc.max_connection_age_ms", round(self.connection_age_s * 1000)))
         return arguments
 
 

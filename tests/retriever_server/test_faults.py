@@ -123,11 +123,29 @@ def metric(url: str, name: str, **labels: str) -> float:
     return total
 
 
+def is_up(url: str) -> bool:
+    """Whether a page of metrics answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except OSError:
+        return False
+
+
 def resident(pid: int) -> dict[str, float]:
     """MiB of a process: all that is mapped and in memory, and what is its own."""
     status = Path(f"/proc/{pid}/status").read_text()
     read = {name: int(kb) / 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", status)}
     return {"all": read["VmRSS"], "own": read["RssAnon"]}
+
+
+def tell(address: str) -> retriever_pb2.RetrieverGetInfoResponse:
+    """What a server says of itself, on a connection of its own."""
+    with grpc.insecure_channel(address) as channel:
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        return stub.GetInfo(
+            retriever_pb2.RetrieverGetInfoRequest(), timeout=10, wait_for_ready=True
+        )
 
 
 def show(name: str, **figures: Any) -> None:
@@ -155,7 +173,8 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
         load = {"rate": rate, "deadline_s": 20}
         # In turns, for the machine is not the same from one minute to the next.
         for turn in range(rounds):
-            without.append(run(server.address, requests, stage.seconds(0.5, 20), **load))
+            if stage.full:
+                without.append(run(server.address, requests, 20, **load))
             running = begin(server.address, requests, every_s * (reloads + 1), **load)
             for number in range(reloads):
                 time.sleep(every_s)
@@ -168,6 +187,7 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
     p99 = {
         name: statistics.median(seen["answered_ms"]["p99"] for seen in runs)
         for name, runs in (("without", without), ("under", under))
+        if runs
     }
     show(
         "reload",
@@ -198,9 +218,7 @@ def test_a_server_lets_go_of_the_release_that_it_began_with(made, tmp_path) -> N
         for done, version in enumerate(made.versions[1:], start=1):
             made.artifacts.make_current("release", version)
             until(lambda done=done: metric(server.metrics, "serendip_reloads_total") == done)
-        with grpc.insecure_channel(server.address) as channel:  # what ran last is let go as well
-            stub = retriever_pb2_grpc.RetrieverStub(channel)
-            info = stub.GetInfo(retriever_pb2.RetrieverGetInfoRequest(), timeout=5)
+        info = tell(server.address)
         trees = [ranker.versions.tree_version for ranker in made.rankers]
         assert list(info.tree_versions) == [trees[2], trees[1]]
         until(lambda: f"{first}/items.npy" not in maps.read_text())
@@ -229,14 +247,16 @@ def test_overload_is_shed_and_the_rest_is_answered(stage: Stage, short: str) -> 
     deadline_s = 0.25
     with stage.server("--max-pending", "32") as server:
         load = {"deadline_s": 5, "checked": False, "connections": 16}
-        seconds = stage.seconds(0.5, 8)
-        most = run(server.address, requests, seconds, in_flight=24, **load)["answered_per_s"]
+        most = 200.0
+        if stage.full:
+            most = run(server.address, requests, 8, in_flight=24, **load)["answered_per_s"]
         memory = resident(server.process.pid)["own"]
         load["deadline_s"] = deadline_s
-        offered = 3 * most if stage.full else 1.5 * most
-        over = run(server.address, requests, stage.seconds(1.5, 60), rate=offered, **load)
+        over = run(server.address, requests, stage.seconds(1.5, 60), rate=3 * most, **load)
         grown = resident(server.process.pid)["own"] - memory
-        after = run(server.address, requests, stage.seconds(0.5, 5), rate=0.5 * most, **load)
+        after = {"codes": {}, "by_second": []}
+        if stage.full:
+            after = run(server.address, requests, 5, rate=0.5 * most, **load)
     show(
         f"overload, short of the {short}",
         capacity=round(most),
@@ -290,7 +310,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_let_go(stage: Stage) -
     large = retriever_pb2.RetrieveRequest(node_ids=[0], k=1000, tree_version=tree)
     calls = stage.count(300, 20_000)
     with stage.server("--keepalive-s", "1") as server:
-        run(server.address, requests, 0.3, rate=50)
+        tell(server.address)
         memory = resident(server.process.pid)["own"]
         connection = mute_client.opened(server.address)
         sent = []
@@ -326,7 +346,7 @@ def test_a_request_of_64_mib_is_refused_without_harm(stage: Stage) -> None:
     requests = stage.requests(which=(1,))
     huge = retriever_pb2.RetrieveRequest(deny_item_ids=["x" * MIB] * 64, k=1).SerializeToString()
     with stage.server() as server:
-        run(server.address, requests, 0.3, rate=50)
+        tell(server.address)
         memory = resident(server.process.pid)["own"]
         load = begin(server.address, requests, stage.seconds(2, 10), rate=100, deadline_s=2)
         with grpc.insecure_channel(
@@ -369,7 +389,7 @@ def test_a_stop_under_load_fails_no_call_that_was_accepted(stage: Stage) -> None
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
-    with stage.server("--workers", "2") as server:
+    with stage.server("--workers", "2", "--connection-age-s", "2") as server:
         pages = server.metrics.split(",")
         assert len(pages) == 2
         workers = children(server.process.pid)
@@ -382,16 +402,15 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         seen = ended(under)
         until(lambda: len(children(server.process.pid)) == 2)
         assert workers[1] in children(server.process.pid), "the other one was ended too"
+        until(lambda: all(map(is_up, pages)))
         handled = [metric(page, "grpc_server_handled_total", grpc_code="OK") for page in pages]
         show("kill", codes=seen["codes"], says=seen["says"], handled=handled)
         assert set(seen["codes"]) <= {"OK", "UNAVAILABLE"}, seen["says"]
         assert seen["codes"].get("UNAVAILABLE", 0) < 0.1 * seen["codes"]["OK"]
+        if stage.full:
+            assert handled[0] > 0, "connections do not come back to it"
         assert seen["wrong"] == 0
-        with grpc.insecure_channel(server.address) as channel:
-            info = retriever_pb2_grpc.RetrieverStub(channel).GetInfo(
-                retriever_pb2.RetrieverGetInfoRequest(), timeout=5, wait_for_ready=True
-            )
-        assert len(info.tree_versions) == 2
+        assert len(tell(server.address).tree_versions) == 2
         assert server.stop() == 0
     assert stage.log().count("ended with -9") == 1
 
