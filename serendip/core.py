@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 MAX_ID_BYTES = 256
 MAX_PLANNED_CLUSTERS = 8
@@ -195,9 +196,8 @@ class Plan:
             raise ValueError(f"a plan has at most {MAX_PLANNED_CLUSTERS} clusters")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An item that the retriever returns.
+class Candidate(NamedTuple):
+    """An item that the retriever returns. A tuple: a request makes fifty of them.
 
     Attributes:
         score: comparable between the candidates of one retrieval alone.
