@@ -12,8 +12,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from retriever_server.encode import encode_retrieval, encode_rows
 from serendip.core import (
     Retrieval,
     RetrievalQuery,
@@ -25,11 +28,11 @@ from serendip.core import (
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.serving import server as life
 from serendip.serving.batching import Batcher
-from serendip.serving.errors import OK_STATUS, status_of
+from serendip.serving.errors import status_of
 from serendip.serving.server import Running, ServerOptions
 from serendip.serving.telemetry import BatchMetrics
-from serendip.v1 import retriever_pb2, retriever_pb2_grpc
-from serendip.wire import query_from_proto, retrieval_to_proto, versions_to_proto
+from serendip.v1 import retriever_pb2
+from serendip.wire import query_from_proto, versions_to_proto
 
 SERVICE_NAME: str = retriever_pb2.DESCRIPTOR.services_by_name["Retriever"].full_name
 MAX_BATCH = 16
@@ -103,8 +106,8 @@ class Serving:
 Row = tuple[ClusterRanker, RetrievalQuery]
 
 
-class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
-    """Retrieve, RetrieveBatch, GetInfo over one batch thread."""
+class RetrieverService:
+    """Retrieve, RetrieveBatch, GetInfo over one batch thread; responses are their bytes."""
 
     def __init__(
         self, serving: Serving, registry: CollectorRegistry, *, max_batch: int = MAX_BATCH
@@ -119,9 +122,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             name="retriever",
         )
 
-    async def Retrieve(
-        self, request: retriever_pb2.RetrieveRequest, context: Any
-    ) -> retriever_pb2.RetrieveResponse:
+    async def Retrieve(self, request: retriever_pb2.RetrieveRequest, context: Any) -> bytes:
         """Candidates for one user."""
         row = self._read(request)
         retrieval = await self._batcher.submit(row, _deadline(context))
@@ -129,29 +130,40 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def RetrieveBatch(
         self, request: retriever_pb2.RetrieveBatchRequest, context: Any
-    ) -> retriever_pb2.RetrieveBatchResponse:
+    ) -> bytes:
         """Candidates for many users; each row fails by itself."""
         rows = self._read_all(request)
         outcomes = await self._run_readable(rows, _deadline(context))
-        return retriever_pb2.RetrieveBatchResponse(rows=[self._row(*pair) for pair in outcomes])
+        return encode_rows([self._row(*pair) for pair in outcomes])
 
-    async def GetInfo(
-        self, request: retriever_pb2.RetrieverGetInfoRequest, context: Any
-    ) -> retriever_pb2.RetrieverGetInfoResponse:
+    async def GetInfo(self, request: retriever_pb2.RetrieverGetInfoRequest, context: Any) -> bytes:
         """Versions and size."""
         serving = self._serving
-        return retriever_pb2.RetrieverGetInfoResponse(
+        response = retriever_pb2.RetrieverGetInfoResponse(
             versions=versions_to_proto(serving.release),
             tree_versions=list(serving.rankers),
             item_count=serving.newest.item_count,
             max_history=serving.newest.max_history,
             dimensions=serving.newest.dimensions,
         )
+        return response.SerializeToString()
 
     def register(self, server: Any) -> Sequence[str]:
         """Adds the service to a grpc.aio server; returns its full name."""
-        add: Any = retriever_pb2_grpc.add_RetrieverServicer_to_server
-        add(self, server)
+        requests: dict[str, Any] = {
+            "Retrieve": retriever_pb2.RetrieveRequest,
+            "RetrieveBatch": retriever_pb2.RetrieveBatchRequest,
+            "GetInfo": retriever_pb2.RetrieverGetInfoRequest,
+        }
+        # Not the generated registration: that serialises messages, and responses are bytes here.
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                getattr(self, name), request_deserializer=request.FromString
+            )
+            for name, request in requests.items()
+        }
+        generic = grpc.method_handlers_generic_handler(SERVICE_NAME, handlers)
+        server.add_generic_rpc_handlers((generic,))
         return (SERVICE_NAME,)
 
     def show_versions(self, running: Running) -> None:
@@ -208,16 +220,16 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     # --- encode --------------------------------------------------------------------------
 
-    def _answer(self, row: Row, retrieval: Retrieval) -> retriever_pb2.RetrieveResponse:
+    def _answer(self, row: Row, retrieval: Retrieval) -> bytes:
         ranker, query = row
         self._metrics.observe(query, retrieval)
-        return retrieval_to_proto(retrieval, ranker.versions)
+        return encode_retrieval(retrieval, ranker.versions)
 
-    def _row(self, row: Row | None, result: Retrieval | Exception) -> retriever_pb2.RetrieveRow:
+    def _row(self, row: Row | None, result: Retrieval | Exception) -> bytes | status_pb2.Status:
         if row is None or isinstance(result, Exception):
             assert isinstance(result, Exception)
-            return retriever_pb2.RetrieveRow(status=status_of(result))
-        return retriever_pb2.RetrieveRow(status=OK_STATUS, response=self._answer(row, result))
+            return status_of(result)
+        return self._answer(row, result)
 
 
 @contextlib.asynccontextmanager
