@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 import grpc
@@ -15,8 +16,9 @@ from mlserver import MLModel, MLServer, ModelSettings, Settings
 from mlserver.grpc import dataplane_pb2, dataplane_pb2_grpc
 from mlserver.settings import ModelParameters
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
-from peers.tensors import MODEL, NumberedRanker, free_ports
 from serving.material import K
+
+from peers.tensors import MODEL, NumberedRanker, free_ports
 
 
 class Runtime(MLModel):
@@ -34,8 +36,12 @@ class Runtime(MLModel):
         return InferenceResponse(
             model_name=self.name,
             outputs=[
-                ResponseOutput(name="items", shape=shape, datatype="INT64", data=sum(items, [])),
-                ResponseOutput(name="scores", shape=shape, datatype="FP32", data=sum(scores, [])),
+                ResponseOutput(
+                    name="items", shape=shape, datatype="INT64", data=list(chain(*items))
+                ),
+                ResponseOutput(
+                    name="scores", shape=shape, datatype="FP32", data=list(chain(*scores))
+                ),
             ],
         )
 
@@ -70,9 +76,14 @@ async def main() -> None:
     folder = os.environ["METRICS_FOLDER"]
     server = MLServer(
         Settings(
-            debug=False, parallel_workers=0, host="127.0.0.1", http_port=http, grpc_port=port,
-            metrics_port=metrics, metrics_dir=folder,
-        )  # fmt: skip
+            debug=False,
+            parallel_workers=0,
+            host="127.0.0.1",
+            http_port=http,
+            grpc_port=port,
+            metrics_port=metrics,
+            metrics_dir=folder,
+        )
     )
     model = ModelSettings(
         name=MODEL,

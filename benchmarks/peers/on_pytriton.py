@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.tensors import MODEL, NumberedRanker, free_ports
 from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 from serving.material import CLUSTERS, HISTORY, K
+
+from peers.tensors import MODEL, NumberedRanker, free_ports
 
 
 def main() -> None:

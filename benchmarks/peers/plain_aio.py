@@ -46,7 +46,7 @@ class Plain(retriever_pb2_grpc.RetrieverServicer):
 def echo(server: Any, root: Path) -> None:
     """Answers Retrieve with the bytes of one user's response."""
     ranker = open_release(Artifacts(root)).newest
-    (found,) = ranker.retrieve([one_user(SIZES[root.name])])
+    (found,) = ranker.retrieve([one_user(next(s for s in SIZES.values() if s.name == root.name))])
     assert not isinstance(found, SerendipError)
     said = retrieval_to_proto(found, ranker.versions).SerializeToString()
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import grpc
 import numpy as np
-from peers.tensors import MODEL, NO_NODE
 from serving.material import CLUSTERS
+
+from peers.tensors import MODEL, NO_NODE
 
 try:
     from tritonclient.grpc import service_pb2 as pb

@@ -12,12 +12,12 @@ from typing import Any
 
 import grpc
 from peers import environment
-from serving.material import item_id
-from serving.servers import Server
 
 from serendip.core import Retrieval, RetrievalQuery
 from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 from serendip.wire import query_to_proto, retrieval_from_proto
+from serving.material import item_id
+from serving.servers import Server
 
 TOLERANCE = 1e-5  # of scores: a batch's arithmetic differs from a single row's in the last bits
 _IN_FLIGHT = 16

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from serving.servers import LOAD_CORE, Server
 
 HOW_TO_INSTALL = "the load tool h2load is missing: apt-get install nghttp2-client"

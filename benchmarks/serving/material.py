@@ -33,21 +33,24 @@ class Size:
 
     Attributes:
         branching: of the tree; the product is the number of clusters.
+        blocks: of the encoder; 2 is the project's default.
     """
 
     name: str
     items: int
     branching: tuple[int, int, int, int]
+    blocks: int
 
     @property
     def clusters(self) -> int:
         return int(np.prod(self.branching))
 
 
-# Both have clusters of 244 items.
+# All have clusters of 244 items.
 SIZES = {
-    size.name: size
-    for size in (Size("1M", 1_000_000, (8, 8, 8, 8)), Size("62k", 62_500, (4, 4, 4, 4)))
+    (name, blocks): Size(f"{name}-{blocks}", items, (width,) * 4, blocks)
+    for name, items, width in (("1M", 1_000_000, 8), ("62k", 62_500, 4))
+    for blocks in (1, 2)
 }
 
 
@@ -103,13 +106,13 @@ def _publish(size: Size) -> None:
     artifacts = Artifacts(root(size))
     rng = np.random.default_rng(0)
     leaf = rng.permutation(size.items) % size.clusters
-    made = {"items": size.items, "made": "for the serving bench"}
+    made = {"items": size.items, "blocks": size.blocks, "made": "for the serving bench"}
     with artifacts.publish("tree", made, {}) as draft:
         names = [item_id(n) for n in range(size.items)]
         tree = ClusterTree.from_leaves(size.branching, leaf, names, None, draft.version)
         tree.save(draft.path)
         draft.facts["tree_version"] = draft.version
-    shape = ModelShape(size.items, DIMENSIONS, blocks=2, heads=2, max_history=HISTORY)
+    shape = ModelShape(size.items, DIMENSIONS, size.blocks, heads=2, max_history=HISTORY)
     model = SequenceModel(shape)
     inputs = {"tree": tree.version}
     with artifacts.publish("retriever", made, inputs) as draft:
@@ -123,4 +126,4 @@ def _publish(size: Size) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _publish(SIZES[sys.argv[1]])
+    _publish(next(size for size in SIZES.values() if size.name == sys.argv[1]))

@@ -159,10 +159,8 @@ def _begin(kind: Kind, stack: contextlib.ExitStack) -> tuple[Kind, subprocess.Po
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(15)
-    except subprocess.TimeoutExpired:
-        pass
     with contextlib.suppress(ProcessLookupError):  # what it may have left behind
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
