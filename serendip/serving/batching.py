@@ -127,6 +127,7 @@ class Batcher(Generic[Q, R]):
             self._calls[id(call)] = call
             self._waiting += rows
             if self._idle:
+                self._idle = False  # one call wakes the worker, not each one until it runs
                 self._changed.notify()
         try:
             return await call.future
