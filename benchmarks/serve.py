@@ -22,93 +22,27 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
 from serving import crosscheck, load, servers
-from serving.budget import Budget, measure_budget
-from serving.in_process import rows_a_second
-from serving.load import FEW, MANY, ONE, SIXTEEN, Load, Ran, at_rate
+from serving.load import MANY
 from serving.material import ROWS, SIZES, Size, make, one_user, root, users
+from serving.rounds import ECHO, MLSERVER, OURS, PYTRITON, Found, Plan, Setting, measure_round, run
 from serving.servers import Kind, Server
-from serving.tables import show
+from serving.summary import budgets, summarise
+from serving.tables import show, show_budget
 
-from serendip.core import Retrieval, RetrievalQuery
+from serendip.core import Retrieval
 from serendip.progress import console
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.v1 import retriever_pb2
 from serendip.wire import query_to_proto
 
-OURS, BATCH = "retriever server", "retriever server, 32 users a call"
-ECHO, PLAIN, MLSERVER, PYTRITON = (
-    "grpc.aio, no work", "grpc.aio, one by one", "MLServer", "PyTriton",
-)  # fmt: skip
-BATCHES = (1, 8, 16, 32)  # of the ranker in process
 TRIED = tuple((batch, window) for batch in (8, 16, 32) for window in (0, 1000, 3000))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured.
-
-    Attributes:
-        seconds: of each run, about.
-        rates: calls a second of the open loops.
-        tried: batch sizes and windows in microseconds that the peers are tuned over.
-        checked: users of the cross-check.
-    """
-
-    size: Size
-    rounds: int
-    seconds: float
-    rates: tuple[int, ...]
-    tried: tuple[tuple[int, int], ...]
-    checked: int
-
-
-@dataclass
-class Found:
-    """What the rounds found, one entry a round.
-
-    Attributes:
-        runs: by server, then load.
-        in_process: (rows a second, CPU microseconds a row) of the ranker at its best batch: for
-            the one user that the load repeats, and for the 32 of a batch.
-    """
-
-    runs: dict[str, dict[str, list[Ran]]] = field(default_factory=dict)
-    one: list[tuple[float, float]] = field(default_factory=list)
-    rows: list[tuple[float, float]] = field(default_factory=list)
-    by_batch: dict[int, list[float]] = field(default_factory=dict)
-    void: list[str] = field(default_factory=list)
-
-    def median(self, server: str, at: Load, what: Callable[[Ran], float]) -> float:
-        return float(np.median([what(ran) for ran in self.runs[server][str(at)]]))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The ranker in process, and what is asked of everyone.
-
-    Attributes:
-        bodies: one user's request, by the environment of the peer that reads it; None: protos.
-        batch: the request of ROWS users in one call.
-    """
-
-    ranker: ClusterRanker
-    one: RetrievalQuery
-    rows: list[RetrievalQuery]
-    bodies: Mapping[str, bytes]
-    batch: bytes
-
-    def body(self, kind: Kind) -> bytes:
-        return self.bodies[kind.apart.name if kind.apart else ""]
 
 
 def main() -> None:
@@ -139,8 +73,7 @@ def main() -> None:
         for turn in range(plan.rounds):
             console.print(f"round {turn + 1} of {plan.rounds}")
             measure_round(turn, started, setting, plan, found, guesses)
-        budget = measure_budget(setting.ranker, setting.rows, setting.one)
-    report(options, plan, setting, found, budget, settings, left_out)
+    report(options, plan, setting, found, settings, left_out)
 
 
 # --- set-up ------------------------------------------------------------------------------
@@ -220,77 +153,6 @@ def check(started: Sequence[Server], setting: Setting, plan: Plan) -> None:
     console.print(f"every server answers {plan.checked} users as the ranker does")
 
 
-# --- rounds ------------------------------------------------------------------------------
-
-
-def measure_round(
-    turn: int,
-    started: Sequence[Server],
-    setting: Setting,
-    plan: Plan,
-    found: Found,
-    guesses: dict[tuple[str, str], float],
-) -> None:
-    """Every server under every load, and the ranker in process; another order every round."""
-    order = [*started, None]
-    order = order[turn % len(order) :] + order[: turn % len(order)]
-    for server in order:
-        if server is None:
-            measure_in_process(setting, plan, found)
-            continue
-        closed = [MANY] if server.kind.name == ECHO else [ONE, SIXTEEN, MANY]
-        rated = [] if server.kind.name == ECHO else [at_rate(rate) for rate in plan.rates]
-        for at in closed + rated:
-            measure_run(server, server.kind.name, setting, at, plan, found, guesses)
-        if server.kind.name == OURS:
-            measure_run(server, BATCH, setting, FEW, plan, found, guesses)
-
-
-def measure_run(
-    server: Server,
-    name: str,
-    setting: Setting,
-    at: Load,
-    plan: Plan,
-    found: Found,
-    guesses: dict[tuple[str, str], float],
-) -> None:
-    """One run of about the plan's seconds, after a short one that warms up and guesses."""
-    in_flight = at.connections * at.streams
-    if (name, str(at)) not in guesses:
-        few = Load(at.connections, min(at.streams, 16))
-        guesses[name, str(at)] = run(server, setting, few, 3 * in_flight, name).rate
-    guess = at.rate or guesses[name, str(at)]
-    # An open loop of a server that falls behind ends late: at most twice the time.
-    guess = min(guess, 2 * guesses[name, str(at)])
-    calls = max(2 * in_flight if not at.rate else 1, int(guess * plan.seconds))
-    try:
-        ran = run(server, setting, at, calls, name)
-    except load.Void as e:
-        found.void.append(str(e))
-        console.print(f"void: {e}")
-        return
-    found.runs.setdefault(name, {}).setdefault(str(at), []).append(ran)
-
-
-def run(server: Server, setting: Setting, at: Load, calls: int, name: str = "") -> Ran:
-    """One run of one user's request; of 32 users' for BATCH."""
-    if name == BATCH:
-        return load.run(server, servers.RETRIEVE_BATCH, setting.batch, at, calls)
-    return load.run(server, server.kind.method, setting.body(server.kind), at, calls)
-
-
-def measure_in_process(setting: Setting, plan: Plan, found: Found) -> None:
-    """The ranker at several batches, on the servers' core."""
-    seconds = plan.seconds / len(BATCHES)
-    one = {b: rows_a_second(setting.ranker, [setting.one] * b, b, seconds) for b in BATCHES}
-    rows = {b: rows_a_second(setting.ranker, setting.rows, b, seconds) for b in BATCHES}
-    found.one.append(max(one.values()))
-    found.rows.append(max(rows.values()))
-    for batch, (rate, _) in rows.items():
-        found.by_batch.setdefault(batch, []).append(rate)
-
-
 # --- what came of it ---------------------------------------------------------------------
 
 
@@ -299,14 +161,14 @@ def report(
     plan: Plan,
     setting: Setting,
     found: Found,
-    budget: Budget,
     settings: Mapping[str, tuple[int, int]],
     left_out: Mapping[str, str],
 ) -> None:
     """Tables on standard error, one JSON object on standard output."""
     figures, ratios = summarise(found, left_out)
-    figures["budget_us_a_user"] = budget.as_dict()
-    show(found, budget, settings, left_out)
+    figures["budget_cpu_us_a_user"] = budgets(setting, found)
+    show(found, settings, left_out)
+    show_budget(figures["budget_cpu_us_a_user"])
     conditions = {
         "quick": options.quick,
         "items": plan.size.items,
@@ -337,59 +199,6 @@ def report(
             {"bench": "serve", "conditions": conditions, "figures": figures, "ratios": ratios}
         )
     )
-
-
-def summarise(found: Found, left_out: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Figures are medians over the rounds; ratios are taken within a round, then the median."""
-
-    def over(a: Sequence[float], b: Sequence[float]) -> float:
-        count = min(len(a), len(b))
-        return round(float(np.median(np.array(a[:count]) / np.array(b[:count]))), 3)
-
-    def many(name: str, what: Callable[[Ran], float]) -> list[float]:
-        return [what(ran) for ran in found.runs[name][str(MANY)]]
-
-    rate, cpu = (lambda ran: ran.rate), (lambda ran: ran.cpu_us)
-    users_a_second = [ROWS * ran.rate for ran in found.runs[BATCH][str(FEW)]]
-    user_cpu_us = [ran.cpu_us / ROWS for ran in found.runs[BATCH][str(FEW)]]
-    ratios = {
-        f"vs_{name.lower()}_c64": over(many(OURS, rate), many(name, rate))
-        for name in (PYTRITON, MLSERVER)
-        if name not in left_out
-    }
-    ratios |= {
-        "vs_one_by_one_c64": over(many(OURS, rate), many(PLAIN, rate)),
-        "batch32_of_in_process": over(users_a_second, [r for r, _ in found.rows]),
-        "single_of_in_process": over(many(OURS, rate), [r for r, _ in found.one]),
-        # The same by CPU time, which another job on the core does not lengthen.
-        "batch32_of_in_process_cpu": over([us for _, us in found.rows], user_cpu_us),
-        "single_of_in_process_cpu": over([us for _, us in found.one], many(OURS, cpu)),
-    }
-    ratios |= {
-        f"vs_{name.lower()}_c64_cpu": over(many(name, cpu), many(OURS, cpu))
-        for name in (PYTRITON, MLSERVER)
-        if name not in left_out
-    }
-    figures: dict[str, Any] = {
-        "p99_ms_c64": round(found.median(OURS, MANY, lambda ran: ran.p99_ms), 2),
-        "in_process_rows_per_s": {
-            str(batch): round(float(np.median(rates))) for batch, rates in found.by_batch.items()
-        },
-        "batch32_users_per_s": round(float(np.median(users_a_second))),
-        "servers": {
-            name: {
-                at: {
-                    "req_per_s": round(float(np.median([r.rate for r in runs])), 1),
-                    "p50_ms": round(float(np.median([r.p50_ms for r in runs])), 3),
-                    "p99_ms": round(float(np.median([r.p99_ms for r in runs])), 3),
-                    "cpu_us": round(float(np.median([r.cpu_us for r in runs])), 1),
-                }
-                for at, runs in loads.items()
-            }
-            for name, loads in found.runs.items()
-        },
-    }
-    return figures, ratios
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from peers import environment
 
 from serendip.artifacts import Artifacts
 from serendip.core import RetrievalQuery
@@ -68,7 +69,8 @@ def make(size: Size) -> Artifacts:
     artifacts = Artifacts(root(size))
     if artifacts.current_version("release") is None:
         print(f"making a retriever of {size.items:,} items (once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "serving.material", size.name], check=True)
+        command = [sys.executable, "-m", "serving.material", size.name]
+        subprocess.run(command, check=True, env=environment.variables())
     return artifacts
 
 
