@@ -30,7 +30,6 @@ class Plan:
     Attributes:
         seconds: of each run, about.
         rates: calls a second of the open loops.
-        tried: batch sizes and windows in microseconds that the peers are tuned over.
         checked: users of the cross-check.
     """
 
@@ -38,7 +37,6 @@ class Plan:
     rounds: int
     seconds: float
     rates: tuple[int, ...]
-    tried: tuple[tuple[int, int], ...]
     checked: int
 
 
