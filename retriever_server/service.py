@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from retriever_server.encode import encode_retrieval, encode_rows
 from serendip.core import (
     Retrieval,
     RetrievalQuery,
@@ -22,11 +24,11 @@ from serendip.core import (
 )
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.serving.batching import Batcher
-from serendip.serving.errors import OK_STATUS, status_of
+from serendip.serving.errors import status_of
 from serendip.serving.handlers import Call, Service, service_of
 from serendip.serving.telemetry import BatchMetrics, ServerMetrics
 from serendip.v1 import retriever_pb2
-from serendip.wire import query_from_proto, retrieval_to_proto, versions_to_proto
+from serendip.wire import query_from_proto, versions_to_proto
 from serendip.wire_filters import attributes_to_proto
 
 MAX_BATCH = 16
@@ -126,7 +128,7 @@ Row = tuple[ClusterRanker, RetrievalQuery]
 
 
 class RetrieverService:
-    """Retrieve, RetrieveBatch, GetInfo over one batch thread."""
+    """Retrieve, RetrieveBatch, GetInfo over one batch thread; retrievals are answered in bytes."""
 
     def __init__(
         self, serving: Serving, registry: CollectorRegistry, *, max_batch: int = MAX_BATCH
@@ -142,21 +144,17 @@ class RetrieverService:
         )
         self._metrics.batch.watch(lambda: self._batcher.waiting)
 
-    async def Retrieve(
-        self, request: retriever_pb2.RetrieveRequest, call: Call
-    ) -> retriever_pb2.RetrieveResponse:
+    async def Retrieve(self, request: retriever_pb2.RetrieveRequest, call: Call) -> bytes:
         """Candidates for one user."""
         row = self._read(request)
         retrieval = await self._batcher.submit(row, call.deadline)
         return self._answer(row, retrieval)
 
-    async def RetrieveBatch(
-        self, request: retriever_pb2.RetrieveBatchRequest, call: Call
-    ) -> retriever_pb2.RetrieveBatchResponse:
+    async def RetrieveBatch(self, request: retriever_pb2.RetrieveBatchRequest, call: Call) -> bytes:
         """Candidates for many users; each row fails by itself."""
         rows = self._read_all(request)
         outcomes = await self._run_readable(rows, call.deadline)
-        return retriever_pb2.RetrieveBatchResponse(rows=[self._row(*pair) for pair in outcomes])
+        return encode_rows([self._row(*pair) for pair in outcomes])
 
     async def GetInfo(
         self, request: retriever_pb2.RetrieverGetInfoRequest, call: Call
@@ -238,16 +236,16 @@ class RetrieverService:
 
     # --- encode --------------------------------------------------------------------------
 
-    def _answer(self, row: Row, retrieval: Retrieval) -> retriever_pb2.RetrieveResponse:
+    def _answer(self, row: Row, retrieval: Retrieval) -> bytes:
         ranker, query = row
         self._metrics.observe(query, retrieval)
-        return retrieval_to_proto(retrieval, ranker.versions)
+        return encode_retrieval(retrieval, ranker.versions)
 
-    def _row(self, row: Row | None, result: Retrieval | Exception) -> retriever_pb2.RetrieveRow:
+    def _row(self, row: Row | None, result: Retrieval | Exception) -> bytes | status_pb2.Status:
         if row is None or isinstance(result, Exception):
             assert isinstance(result, Exception)
-            return retriever_pb2.RetrieveRow(status=status_of(result))
-        return retriever_pb2.RetrieveRow(status=OK_STATUS, response=self._answer(row, result))
+            return status_of(result)
+        return self._answer(row, result)
 
 
 def show_versions(metrics: ServerMetrics, serving: Serving) -> None:

@@ -49,6 +49,9 @@ _SURELY_SHORT = 64
 
 def check_ids(ids: Sequence[str], field: str, *, part: str = "") -> None:
     """Raises InvalidRequest naming ``field[index]part`` unless every ID is 1 to 256 bytes."""
+    lengths = set(map(len, ids))
+    if not lengths or (min(lengths) > 0 and max(lengths) <= _SURELY_SHORT):
+        return
     for index, value in enumerate(ids):
         if not 0 < len(value) <= _SURELY_SHORT:
             check_id(value, f"{field}[{index}]{part}")
@@ -120,12 +123,23 @@ def history_from_proto(
         InvalidRequest: too many events, an item ID that is none, a falling timestamp. The range
             of satisfaction is checked by RetrievalQuery.
     """
-    item_ids = tuple([event.item_id for event in history])
+    events = list(history)  # once: every walk over the field itself makes the events anew
+    item_ids = tuple([event.item_id for event in events])
     check_length(item_ids, "history", 0, MAX_HISTORY)
     check_ids(item_ids, "history", part=".item_id")
+    timestamps = [event.timestamp_ms for event in events]
+    if any(timestamps):
+        _check_order(timestamps)
+    given = [event.HasField("satisfaction") for event in events]
+    if True not in given:
+        return item_ids, ()
+    satisfaction = [e.satisfaction if has else 1.0 for e, has in zip(events, given, strict=True)]
+    return item_ids, tuple(satisfaction)
+
+
+def _check_order(timestamps_ms: Sequence[int]) -> None:
     latest: int | None = None
-    for index, event in enumerate(history):
-        timestamp = event.timestamp_ms
+    for index, timestamp in enumerate(timestamps_ms):
         if timestamp == 0:  # unknown: compares with nothing
             continue
         if latest is not None and timestamp < latest:
@@ -136,11 +150,6 @@ def history_from_proto(
                 remedy="Send the history oldest first.",
             )
         latest = timestamp
-    given = [event.HasField("satisfaction") for event in history]
-    if not any(given):
-        return item_ids, ()
-    satisfaction = [e.satisfaction if has else 1.0 for e, has in zip(history, given, strict=True)]
-    return item_ids, tuple(satisfaction)
 
 
 # --- retrieval ---------------------------------------------------------------------------

@@ -67,6 +67,11 @@ def take(command: Sequence[str], environment: Mapping[str, str], limit_s: float)
     return Taken(wall, sum(cpu.values()), peak / 1e9, (said or [""])[-1])
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system seconds of a live process and its live descendants so far."""
+    return sum(_usage(member)[0] for member in _family(pid))
+
+
 def _family(pid: int) -> list[int]:
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -1,9 +1,10 @@
-"""The peers' own environment, and running one of them in a process of its own.
+"""The peers' environments, and running one of them in a process of its own.
 
     .venv/bin/python benchmarks/peers/environment.py
 
 makes .venv-peers, which sees the project's own environment behind its own packages, so that
-torch is not installed twice. A peer that panics or takes too long is a row of a table.
+torch is not installed twice. A peer that panics or takes too long is a row of a table. Servers
+whose needs clash with the project's have environments that share nothing with it (``Apart``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import site
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,50 @@ def make() -> None:
     subprocess.run([*install, "--no-deps", *PACKAGES], check=True, stdout=sys.stderr)
     subprocess.run([*install, "--no-deps", *BUILT], check=False, stdout=sys.stderr)
     stamp.write_text(wanted)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """An environment that shares nothing with the project's.
+
+    Attributes:
+        base: the interpreter that it is made of.
+        packages: installed with what they need.
+    """
+
+    name: str
+    base: str
+    packages: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / f".venv-{self.name}"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    def make(self) -> str:
+        """Makes the environment, unless it stands; returns why it cannot be made, or ""."""
+        stamp = self.folder / "packages"
+        wanted = "\n".join((self.base, *self.packages))
+        if stamp.exists() and stamp.read_text() == wanted:
+            return ""
+        print(f"setting up {self.folder.name} (once)", file=sys.stderr)
+        install = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
+        for command in (
+            [self.base, "-m", "venv", "--clear", str(self.folder)],
+            [*install, "--quiet", *self.packages],
+        ):
+            try:
+                ended = subprocess.run(command, capture_output=True, text=True)
+            except OSError as e:
+                return f"{self.base}: {e.strerror}"
+            if ended.returncode:
+                said = [line for line in ended.stderr.splitlines() if "error" in line.lower()]
+                return (said or [f"{command[0]} ends with {ended.returncode}"])[-1][:200]
+        stamp.write_text(wanted)
+        return ""
 
 
 def variables() -> dict[str, str]:

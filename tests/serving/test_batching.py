@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 import threading
 import time
 import weakref
@@ -65,6 +67,21 @@ def test_it_gathers_while_it_runs_and_never_waits_when_idle() -> None:
         gate.open.set()
         assert await asyncio.gather(*tasks) == [row * 10 for row in range(8)]
         assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+        await batcher.close()
+
+    go(main)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux")
+def test_the_worker_gives_way_to_its_callers() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    async def main() -> None:
+        batcher: Batcher[int, int] = Batcher(lambda rows: [niceness() for _ in rows])
+        own = niceness()
+        assert await batcher.submit(0) == min(own + 3, 19)
+        assert niceness() == own
         await batcher.close()
 
     go(main)

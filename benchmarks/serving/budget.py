@@ -1,0 +1,62 @@
+"""Where the time of a call goes: its parts, each by itself, in turns, in CPU time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from common.timing import interleaved
+
+from retriever_server.encode import encode_retrieval, encode_rows
+from retriever_server.service import MAX_BATCH
+from serendip.core import Retrieval, RetrievalQuery
+from serendip.retrieval.ranker import ClusterRanker
+from serendip.v1 import retriever_pb2
+from serendip.wire import query_from_proto, query_to_proto
+from serving.servers import SERVER_CORE
+
+REPETITIONS = 9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """CPU microseconds a user, medians.
+
+    Attributes:
+        parse: bytes to a message.
+        read: a message to a checked query.
+        run: ClusterRanker.retrieve in the server's largest batches.
+        encode: what was found to the bytes of a response.
+    """
+
+    parse: float
+    read: float
+    run: float
+    encode: float
+
+    @property
+    def sum(self) -> float:
+        return self.parse + self.read + self.run + self.encode
+
+
+def measure_budget(ranker: ClusterRanker, rows: Sequence[RetrievalQuery]) -> Budget:
+    """The parts of a RetrieveBatch of these rows, on the servers' core."""
+    requests = [query_to_proto(row, tree_version=ranker.versions.tree_version) for row in rows]
+    raw = retriever_pb2.RetrieveBatchRequest(requests=requests).SerializeToString()
+    found = [f for f in ranker.retrieve(list(rows)) if isinstance(f, Retrieval)]
+    batches = [rows[at : at + MAX_BATCH] for at in range(0, len(rows), MAX_BATCH)]
+    calls: dict[str, Callable[[], object]] = {
+        "parse": lambda: retriever_pb2.RetrieveBatchRequest.FromString(raw),
+        "read": lambda: [query_from_proto(request) for request in requests],
+        "run": lambda: [ranker.retrieve(batch) for batch in batches],
+        "encode": lambda: encode_rows([encode_retrieval(f, ranker.versions) for f in found]),
+    }
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {SERVER_CORE})
+    try:
+        times = interleaved(calls, REPETITIONS)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    return Budget(**{name: float(np.median(t)) / len(rows) * 1e6 for name, t in times.items()})
