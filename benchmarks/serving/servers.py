@@ -67,7 +67,7 @@ def ours(root: Path) -> Kind:
         "retriever server",
         (
             *(sys.executable, "-m", "retriever_server", "--artifacts", str(root)),
-            *("--port", "0", "--metrics-port", "0"),
+            *("--port", "0", "--metrics-port", "0", "--user-cache", "0"),
         ),
         RETRIEVE,
         r'grpc_server_handled_total\{(?=[^}]*grpc_code="OK")(?=[^}]*grpc_method="Retrieve(Batch)?")',

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serendip_client import SerendipClient
 
+from retriever_server.app import serve
 from retriever_server.release import open_release
-from retriever_server.service import serve
 from serendip.artifacts import Artifacts
 from serendip.core import AttributeType, Filter, InvalidRequest, Retrieval, RetrievalQuery
 from serendip.retrieval.export import load_model
