@@ -98,12 +98,13 @@ def make_releases(
     with torch.no_grad():
         model.item.weight[1:].normal_(std=0.2)
     satisfaction = rng.random(items).astype(np.float32)
-    real, first = export.export_onnx, folder / "first.onnx"
+    real, first = export.export_onnx, folder / "first"
 
     def once(model: SequenceModel, path: Path) -> None:
         if not first.exists():
-            real(model, first)
-        shutil.copy(first, path)
+            first.mkdir()
+            real(model, first / path.name)
+        shutil.copytree(first, path.parent, dirs_exist_ok=True)
 
     versions, rankers = [], []
     for seed in range(count):
@@ -130,9 +131,12 @@ def publish_tree(
 def publish_retriever(
     artifacts: Artifacts, model: SequenceModel, tree: ClusterTree, satisfaction: np.ndarray
 ) -> Artifact:
-    with artifacts.publish("retriever", {}, {"tree": tree.version}) as draft:
+    with artifacts.publish(
+        "retriever", {}, {"tree": tree.version, "tree_items": tree.version}
+    ) as draft:
         export.write_retriever(draft.path, model, tree, satisfaction)
         draft.facts |= {"order_version": tree.version, "max_history": MAX_HISTORY}
+        draft.facts["prior_satisfaction"] = 0.5
     return artifacts.current("retriever")
 
 

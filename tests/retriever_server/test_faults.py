@@ -179,10 +179,12 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
             for number in range(reloads):
                 time.sleep(every_s)
                 stage.made.artifacts.make_current("release", stage.made.versions[number % 2])
+                done = reloads * turn + number + 1
+                until(
+                    lambda done=done: metric(server.metrics, "serendip_reloads_total") == done, 60
+                )
                 memory.append(resident(server.process.pid)["own"])
             under.append(ended(running))
-            done = reloads * (turn + 1)
-            until(lambda done=done: metric(server.metrics, "serendip_reloads_total") == done, 30)
         assert metric(server.metrics, "serendip_reload_failures_total") == 0
     p99 = {
         name: statistics.median(seen["answered_ms"]["p99"] for seen in runs)

@@ -235,7 +235,7 @@ def test_every_batch_size_is_warmed_with_histories_of_its_own(
 ) -> None:
     ranker = made.rankers[0]
     shapes, rows = [], []
-    real = ranker._encode
+    real = ranker.users.of
 
     def encode(ids: Any, length: Any) -> Any:
         shapes.append(ids.shape)

@@ -381,7 +381,7 @@ def test_a_file_that_differs_from_its_hash_is_refused(
 
 def test_the_server_loads_no_training_library() -> None:
     code = (
-        "import json, sys, retriever_server.__main__, retriever_server.release; "
+        "import json, sys, retriever_server.__main__, retriever_server.app; "
         "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
