@@ -38,7 +38,7 @@ def main(
     ] = 1024,
     max_streams: Annotated[
         int, typer.Option(min=1, help="Calls that one connection may have open at a time.")
-    ] = 100,
+    ] = 200,
     max_connections: Annotated[
         int | None, typer.Option(min=1, help="Connections a process takes; unset: any number.")
     ] = None,

@@ -195,7 +195,7 @@ class RetrieverConfig(Section):
 
     def recipe(self) -> dict[str, Any]:
         """The settings that training depends on: a state of others is not gone on from."""
-        return self.model_dump(mode="json", exclude={"threads"})
+        return self.model_dump(mode="json", exclude={"threads", "attributes"})
 
 
 class KeepConfig(Section):

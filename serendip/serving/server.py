@@ -67,7 +67,7 @@ class ServerOptions:
     max_in_flight: int = 1024
     refuses_late: bool = False
     max_pending: int = 1024
-    max_streams: int = 100
+    max_streams: int = 200
     max_connections: int | None = None
     connection_age_s: float | None = None
     keepalive_s: float = 60.0

@@ -235,14 +235,14 @@ def test_every_batch_size_is_warmed_with_histories_of_its_own(
 ) -> None:
     ranker = made.rankers[0]
     shapes, rows = [], []
-    real = ranker.users.of
+    real = ranker.users._encode
 
     def encode(ids: Any, length: Any) -> Any:
         shapes.append(ids.shape)
         rows.extend(map(tuple, ids.tolist()))
         return real(ids, length)
 
-    monkeypatch.setattr(ranker, "_encode", encode)
+    monkeypatch.setattr(ranker.users, "_encode", encode)
     warm(ranker, 5)
     assert shapes == [(size, ranker.max_history) for size in range(1, 6)]
     assert len(set(rows)) == len(rows), "equal histories may be encoded once"
