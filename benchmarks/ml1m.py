@@ -49,7 +49,7 @@ BASE = RetrieverConfig(
     dimensions=64, blocks=2, heads=2, max_history=200, dropout=0.2, epochs=16, batch_size=32,
     lr=2e-3, patience=4, validation_users=2000,
 )  # fmt: skip
-# Wider: ahead on validation after every epoch, and after equal CPU time.
+# Wider: ahead on validation after every epoch that both were run for.
 OURS = BASE.model_copy(update={"dimensions": 96})
 ARMS: dict[str, RetrieverConfig] = {
     "bce": BASE.model_copy(update={"loss": "bce"}),
