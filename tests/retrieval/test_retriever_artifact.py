@@ -26,6 +26,7 @@ from serendip.retrieval import export, fitting
 from serendip.retrieval.checkpoint import Epoch
 from serendip.retrieval.codes import CODES, SCALES, Codes, numpy_bounds, write_codes
 from serendip.retrieval.compiled import has_numba
+from serendip.retrieval.encoder import UserEncoder
 from serendip.retrieval.export import load_model, parity_error, write_retriever
 from serendip.retrieval.fitting import best_of
 from serendip.retrieval.model import SequenceModel
@@ -162,6 +163,15 @@ def test_a_large_matrix_is_coded_as_well(
     matrix = np.load(tmp_path / "items.npy")
     codes = Codes.of(np.load(tmp_path / CODES), np.load(tmp_path / SCALES), matrix, numpy_bounds)
     assert codes.worst < 0.51 * np.sqrt(32)
+
+
+def test_a_gpu_gives_the_same_user_vectors(cyclic: World) -> None:
+    encoder = UserEncoder.open(cyclic.retriever.file("model.onnx"))
+    if encoder.provider != "CUDAExecutionProvider":
+        pytest.skip(f"no CUDA device: onnxruntime runs on {encoder.provider}")
+    with np.load(cyclic.retriever.file("golden.npz")) as golden:
+        user = encoder.run(golden["ids"], golden["length"])
+        np.testing.assert_allclose(user, golden["user"], rtol=1e-4, atol=1e-4)
 
 
 def test_weights_of_another_shape_are_refused(cyclic: World) -> None:
