@@ -116,11 +116,15 @@ def _publish(size: Size) -> None:
         draft.facts["tree_version"] = draft.version
     shape = ModelShape(size.items, DIMENSIONS, size.blocks, heads=2, max_history=HISTORY)
     model = SequenceModel(shape)
-    inputs = {"tree": tree.version}
+    inputs = {"tree": tree.version, "tree_items": tree.version}
     with artifacts.publish("retriever", made, inputs) as draft:
         satisfaction = rng.random(size.items, np.float32)
         write_retriever(draft.path, model, tree, satisfaction)
-        draft.facts |= {"order_version": order_version(tree), "max_history": HISTORY}
+        draft.facts |= {
+            "order_version": order_version(tree),
+            "max_history": HISTORY,
+            "prior_satisfaction": 0.5,
+        }
     inputs |= {"retriever": draft.version, "planner": "0" * 12, "plans": "0" * 12}
     with artifacts.publish("release", made, inputs) as draft:
         draft.facts["tree_version"] = tree.version

@@ -31,6 +31,7 @@ _NICER = 3
 # A call is late if so many times its expected wait ends after its deadline. With 1, half of those
 # that a full queue takes would be: their work is done, and nobody has it.
 MARGIN = 1.5
+_KEPT = 0.9  # of what the batches before have told, with each further one
 
 
 class Observer(Protocol):
@@ -88,7 +89,7 @@ class Batcher(Generic[Q, R]):
         self._running = 0  # rows of the batch that runs
         self._idle = False
         self._closed = False
-        self._row_s = 0.0  # smoothed seconds a row; 0 until the first run
+        self._rate = _Rate()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -230,11 +231,11 @@ class Batcher(Generic[Q, R]):
             results = [error] * len(rows)
         except BaseException as error:  # the thread, and the callers' loops, must outlive it
             results = [RuntimeError(f"the batch was ended by {error!r}")] * len(rows)
-        row_s = (time.monotonic() - started) / len(rows)
+        took_s = time.monotonic() - started
         done = []
         with self._changed:
             self._running = 0
-            self._row_s = row_s if not self._row_s else 0.8 * self._row_s + 0.2 * row_s
+            self._rate.add(took_s, len(rows))
             for (call, index), result in zip(rows, results, strict=True):
                 call.results[index] = result
                 call.running -= 1
@@ -264,11 +265,11 @@ class Batcher(Generic[Q, R]):
 
     def _refusal(self, rows: int, deadline: float | None) -> Overloaded | None:
         """Why rows are not accepted, None if they are; to be called under the lock."""
-        wait_s = self._waiting * self._row_s
+        wait_s = self._waiting * self._rate.row_s
         # Where nothing waits or runs nobody is refused: the rate may be that of a bad moment, and
         # nothing else would correct it.
         busy = self._waiting + self._running
-        end_s = (busy + rows) * self._row_s if busy else 0.0
+        end_s = (busy + rows) * self._rate.row_s if busy else 0.0
         if self._waiting + rows > self._max_waiting:
             why = "rows"
         elif self._max_wait_s is not None and wait_s > self._max_wait_s:
@@ -283,6 +284,27 @@ class Batcher(Generic[Q, R]):
             f"{self._waiting} rows are waiting",
             retry_after_s=min(max(round(wait_s, 3), 0.01), MAX_RETRY_AFTER_S),
         )
+
+
+class _Rate:
+    """Seconds a row by the recent batches, each of which counts by its rows.
+
+    A mean of the batches' own rates would not do: one row that was held up alone would count as
+    much as sixteen, and calls be refused for it.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._rows = 0.0
+
+    @property
+    def row_s(self) -> float:
+        """0 until the first batch."""
+        return self._seconds / self._rows if self._rows else 0.0
+
+    def add(self, seconds: float, rows: int) -> None:
+        self._seconds = _KEPT * self._seconds + seconds
+        self._rows = _KEPT * self._rows + rows
 
 
 class _Call(Generic[Q, R]):

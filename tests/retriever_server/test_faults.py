@@ -1,8 +1,8 @@
 """The server process under reloads, overload, cancels, hostile clients, stops and kills.
 
 Load comes from a process of its own, every answer is compared with the library's. A few seconds
-each by default; ``--run-full`` takes the durations and the larger artefact of docs/retriever.md,
-prints the figures (add ``-s``), and holds them to their bounds.
+each by default; ``--run-full`` takes the durations and the larger artefact of docs/retriever.md
+and prints the figures (add ``-s``). Counts and memory are held to bounds; latencies are only told.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def capacity(stage: Stage, address: str, requests: str) -> float:
 def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
     every_s = stage.seconds(1, 5)
-    reloads, rounds = stage.count(3, 8), stage.count(1, 2)
+    reloads, rounds = stage.count(3, 5), stage.count(1, 5)
     memory, without, under = [], [], []
     with stage.server("--poll-s", "0.2") as server:
         rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 150
@@ -174,7 +174,7 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
         # In turns, for the machine is not the same from one minute to the next.
         for turn in range(rounds):
             if stage.full:
-                without.append(run(server.address, requests, 20, **load))
+                without.append(run(server.address, requests, 15, **load))
             running = begin(server.address, requests, every_s * (reloads + 1), **load)
             for number in range(reloads):
                 time.sleep(every_s)
@@ -206,7 +206,6 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
         assert seen["wrong"] == 0
     if stage.full:
         assert max(memory[-reloads:]) < max(memory[reloads:-reloads]) + 10
-        assert p99["under"] <= 2 * p99["without"]
 
 
 def test_a_server_lets_go_of_the_release_that_it_began_with(made, tmp_path) -> None:
