@@ -9,20 +9,19 @@ its length or its value, and messages are joined by joining their bytes. Knows n
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any
 
 from google.rpc import status_pb2
 
-from serendip.core import Candidate, Retrieval, Versions
+from serendip.core import Versions
+from serendip.retrieval.found import Found
 from serendip.v1 import common_pb2, retriever_pb2
 from serendip.wire import versions_to_proto
 
 _LENGTH_PREFIXED, _FOUR_BYTES = 2, 5  # kinds of fields
-
-_score = struct.Struct("<Bf").pack
 
 
 def _key(field: str, message: Any, kind: int) -> int:
@@ -31,18 +30,16 @@ def _key(field: str, message: Any, kind: int) -> int:
 
 
 _ITEM_ID = _key("item_id", common_pb2.Candidate, _LENGTH_PREFIXED)
-_SCORE = _key("score", common_pb2.Candidate, _FOUR_BYTES)
+_SCORE = bytes([_key("score", common_pb2.Candidate, _FOUR_BYTES)])
 _CANDIDATE = _key("candidates", retriever_pb2.RetrieveResponse, _LENGTH_PREFIXED)
 _ROW = _key("rows", retriever_pb2.RetrieveBatchResponse, _LENGTH_PREFIXED)
 _STATUS = _key("status", retriever_pb2.RetrieveRow, _LENGTH_PREFIXED)
 _RESPONSE = _key("response", retriever_pb2.RetrieveRow, _LENGTH_PREFIXED)
 
 
-def encode_retrieval(retrieval: Retrieval, versions: Versions) -> bytes:
+def encode_found(found: Found, versions: Versions) -> bytes:
     """A RetrieveResponse. Scores become 32-bit floats on the way."""
-    return _candidates(retrieval.candidates) + _rest(
-        retrieval.widened_to, retrieval.unknown_history_items, versions
-    )
+    return _candidates(found) + _rest(found.widened_to, found.unknown_history_items, versions)
 
 
 def encode_rows(rows: Iterable[bytes | status_pb2.Status]) -> bytes:
@@ -58,24 +55,28 @@ def encode_rows(rows: Iterable[bytes | status_pb2.Status]) -> bytes:
     return b"".join(parts)
 
 
-def _candidates(candidates: Sequence[Candidate]) -> bytes:
-    if not candidates:
-        return b""
-    item_ids, scores, *others = zip(*candidates, strict=True)
-    names = list(map(str.encode, item_ids))
-    heads, tails = zip(*map(_frame, map(len, names), *others), strict=True)
-    packed = map(_score, repeat(_SCORE), scores)
-    return b"".join(chain.from_iterable(zip(heads, names, packed, tails, strict=True)))
+def _candidates(found: Found) -> bytes:
+    names, packed = found.item_ids, struct.pack(f"<{len(found)}f", *found.scores)
+    scores = [_SCORE + packed[at : at + 4] for at in range(0, len(packed), 4)]
+    tails = list(map(_tail, found.node_ids, found.widened, found.fresh or repeat(False)))
+    heads = map(_head, map(len, names), map(len, tails))
+    return b"".join(chain.from_iterable(zip(heads, names, scores, tails, strict=True)))
 
 
 @lru_cache(maxsize=4096)
-def _frame(name_length: int, *others: int) -> tuple[bytes, bytes]:
-    """What stands before a candidate's item ID, and what after its score."""
-    fields: dict[str, Any] = dict(zip(Candidate._fields[2:], others, strict=True))
-    after = common_pb2.Candidate(**fields).SerializeToString()
-    before = b"%c%b" % (_ITEM_ID, _varint(name_length))
-    length = len(before) + name_length + len(_score(_SCORE, 0.0)) + len(after)
-    return b"%c%b%b" % (_CANDIDATE, _varint(length), before), after
+def _head(name: int, tail: int) -> bytes:
+    """What stands before a candidate's item ID, by the lengths of that and of the tail."""
+    before = b"%c%b" % (_ITEM_ID, _varint(name))
+    length = len(before) + name + len(_SCORE) + 4 + tail
+    return b"%c%b%b" % (_CANDIDATE, _varint(length), before)
+
+
+@lru_cache(maxsize=4096)
+def _tail(node_id: int, widened: bool, fresh: bool) -> bytes:
+    """What stands after a candidate's score."""
+    message = common_pb2.Candidate(node_id=node_id, widened=widened, fresh=fresh)
+    tail: bytes = message.SerializeToString()
+    return tail
 
 
 @lru_cache(maxsize=1024)

@@ -13,15 +13,15 @@ from itertools import islice
 from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from retriever_server.encode import encode_retrieval, encode_rows
+from retriever_server.encode import encode_found, encode_rows
 from serendip.core import (
-    Retrieval,
     RetrievalQuery,
     SerendipError,
     Versions,
     WrongTree,
     check_length,
 )
+from serendip.retrieval.found import Found
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.serving.batching import Batcher
 from serendip.serving.errors import status_of
@@ -70,11 +70,11 @@ class RetrieverMetrics:
             registry=registry,
         )
 
-    def observe(self, query: RetrievalQuery, retrieval: Retrieval) -> None:
-        self._candidates.observe(len(retrieval.candidates))
-        if retrieval.widened_to:
+    def observe(self, query: RetrievalQuery, found: Found) -> None:
+        self._candidates.observe(len(found))
+        if found.widened_to:
             self._widened.inc()
-        if retrieval.unknown_history_items == len(query.history):
+        if found.unknown_history_items == len(query.history):
             self._cold.inc()
 
     def count_users(self, hits: int, misses: int) -> None:
@@ -135,7 +135,7 @@ class RetrieverService:
     ):
         self._serving = serving
         self._metrics = RetrieverMetrics(registry)
-        self._batcher: Batcher[Row, Retrieval] = Batcher(
+        self._batcher: Batcher[Row, Found] = Batcher(
             self._run,
             max_batch=max_batch,
             max_wait_s=MAX_WAIT_S,
@@ -147,8 +147,7 @@ class RetrieverService:
     async def Retrieve(self, request: retriever_pb2.RetrieveRequest, call: Call) -> bytes:
         """Candidates for one user."""
         row = self._read(request)
-        retrieval = await self._batcher.submit(row, call.deadline)
-        return self._answer(row, retrieval)
+        return self._answer(row, await self._batcher.submit(row, call.deadline))
 
     async def RetrieveBatch(self, request: retriever_pb2.RetrieveBatchRequest, call: Call) -> bytes:
         """Candidates for many users; each row fails by itself."""
@@ -213,7 +212,7 @@ class RetrieverService:
 
     async def _run_readable(
         self, rows: list[Row | SerendipError], deadline: float | None
-    ) -> list[tuple[Row | None, Retrieval | Exception]]:
+    ) -> list[tuple[Row | None, Found | Exception]]:
         """Runs the rows that could be read; pairs every row with what came of it, in order."""
         readable = [row for row in rows if not isinstance(row, SerendipError)]
         results = iter(await self._batcher.submit_many(readable, deadline))
@@ -221,27 +220,27 @@ class RetrieverService:
             (None, row) if isinstance(row, SerendipError) else (row, next(results)) for row in rows
         ]
 
-    def _run(self, rows: list[Row]) -> Sequence[Retrieval | Exception]:
+    def _run(self, rows: list[Row]) -> Sequence[Found | Exception]:
         """One batch, in the batch thread; rows of one ranker run together."""
         places: dict[ClusterRanker, list[int]] = {}
         for at, (ranker, _) in enumerate(rows):
             places.setdefault(ranker, []).append(at)
-        results: dict[int, Retrieval | Exception] = {}
+        results: dict[int, Found | Exception] = {}
         for ranker, at_rows in places.items():
             hits, misses = ranker.users.hits, ranker.users.misses
-            found = ranker.retrieve([rows[at][1] for at in at_rows])
+            found = ranker.find([rows[at][1] for at in at_rows])
             self._metrics.count_users(ranker.users.hits - hits, ranker.users.misses - misses)
             results.update(zip(at_rows, found, strict=True))
         return [results[at] for at in range(len(rows))]
 
     # --- encode --------------------------------------------------------------------------
 
-    def _answer(self, row: Row, retrieval: Retrieval) -> bytes:
+    def _answer(self, row: Row, found: Found) -> bytes:
         ranker, query = row
-        self._metrics.observe(query, retrieval)
-        return encode_retrieval(retrieval, ranker.versions)
+        self._metrics.observe(query, found)
+        return encode_found(found, ranker.versions)
 
-    def _row(self, row: Row | None, result: Retrieval | Exception) -> bytes | status_pb2.Status:
+    def _row(self, row: Row | None, result: Found | Exception) -> bytes | status_pb2.Status:
         if row is None or isinstance(result, Exception):
             assert isinstance(result, Exception)
             return status_of(result)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from common.timing import interleaved
 
-from retriever_server.encode import encode_retrieval, encode_rows
+from retriever_server.encode import encode_found, encode_rows
 from retriever_server.service import MAX_BATCH
-from serendip.core import Retrieval, RetrievalQuery
+from serendip.core import RetrievalQuery
+from serendip.retrieval.found import Found
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.v1 import retriever_pb2
 from serendip.wire import query_from_proto, query_to_proto
@@ -27,7 +28,7 @@ class Budget:
     Attributes:
         parse: bytes to a message.
         read: a message to a checked query.
-        run: ClusterRanker.retrieve in the server's largest batches.
+        run: ClusterRanker.find in the server's largest batches.
         encode: what was found to the bytes of a response.
     """
 
@@ -45,13 +46,13 @@ def measure_budget(ranker: ClusterRanker, rows: Sequence[RetrievalQuery]) -> Bud
     """The parts of a RetrieveBatch of these rows, on the servers' core."""
     requests = [query_to_proto(row, tree_version=ranker.versions.tree_version) for row in rows]
     raw = retriever_pb2.RetrieveBatchRequest(requests=requests).SerializeToString()
-    found = [f for f in ranker.retrieve(list(rows)) if isinstance(f, Retrieval)]
+    found = [f for f in ranker.find(list(rows)) if isinstance(f, Found)]
     batches = [rows[at : at + MAX_BATCH] for at in range(0, len(rows), MAX_BATCH)]
     calls: dict[str, Callable[[], object]] = {
         "parse": lambda: retriever_pb2.RetrieveBatchRequest.FromString(raw),
         "read": lambda: [query_from_proto(request) for request in requests],
-        "run": lambda: [ranker.retrieve(batch) for batch in batches],
-        "encode": lambda: encode_rows([encode_retrieval(f, ranker.versions) for f in found]),
+        "run": lambda: [ranker.find(batch) for batch in batches],
+        "encode": lambda: encode_rows([encode_found(f, ranker.versions) for f in found]),
     }
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {SERVER_CORE})

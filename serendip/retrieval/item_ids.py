@@ -52,7 +52,7 @@ class ItemIds:
         self._mask = len(table) - 1
         self._arrays = text, start
         self._ranks: dict[str, int] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[int, bytes] = {}
 
     @classmethod
     def of(cls, item_ids: Sequence[str]) -> ItemIds:
@@ -86,8 +86,8 @@ class ItemIds:
         get, find = self._ranks.get, self._find
         return [r for i in item_ids if (r := get(i)) is not None or (r := find(i)) is not None]
 
-    def names(self, ranks: Iterable[int]) -> list[str]:
-        """The item IDs of ranks of 0 to N - 1, in order."""
+    def names(self, ranks: Iterable[int]) -> list[bytes]:
+        """The item IDs of ranks of 0 to N - 1, in order, in UTF-8."""
         get, read = self._names.get, self._read
         return [get(rank) or read(rank) for rank in ranks]
 
@@ -113,7 +113,7 @@ class ItemIds:
             raise ValueError(f"{TABLE} does not name every rank once")
         self.array().validate(full=True)  # UTF-8
         for rank in range(0, n, max(1, n // _PROBES)):
-            if self.rank(self._read(rank)) != rank:
+            if self.rank(self._read(rank).decode()) != rank:
                 raise ValueError(f"{TABLE} does not find rank {rank}")
 
     def _find(self, item_id: str) -> int | None:
@@ -128,9 +128,9 @@ class ItemIds:
             at = (at + 1) & self._mask
         return None
 
-    def _read(self, rank: int) -> str:
+    def _read(self, rank: int) -> bytes:
         """Reads an ID, and remembers it."""
-        name = str(self._text[self._start[rank] : self._start[rank + 1]], "utf-8")
+        name = bytes(self._text[self._start[rank] : self._start[rank + 1]])
         if len(self._names) < _REMEMBERED:
             self._names[rank] = name
         return name

@@ -7,9 +7,7 @@ reads the artefact, shelf.py holds the items, users.py the user vectors.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +15,6 @@ import numpy.typing as npt
 from serendip.artifacts import Artifact
 from serendip.core import (
     AttributeType,
-    Candidate,
     CorruptArtifact,
     InvalidRequest,
     Retrieval,
@@ -27,23 +24,20 @@ from serendip.core import (
 )
 from serendip.retrieval.attributes import Attributes, Condition
 from serendip.retrieval.codes import Codes
+from serendip.retrieval.found import Found
 from serendip.retrieval.fresh import Changes, fresh_shelf
 from serendip.retrieval.intervals import Covered
 from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.opening import open_files
-from serendip.retrieval.shelf import Segment, Shelf, Wanted
+from serendip.retrieval.search import Picks, Search
+from serendip.retrieval.shelf import Shelf, Wanted
 from serendip.retrieval.users import UserVectors
 from serendip.tree.cluster_tree import Nodes
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-# (-score, shelf, rank, node): sorted, the best stand first, equal ones in item order.
-Pick = tuple[float, int, int, int]
-
 _NONE: Int64 = np.zeros(0, np.int64)
-_FIRST_LOOK = 4  # times k: how far the best of each leaf are looked for at first, and then
-_FURTHER = 8  # times as far
 
 
 class ClusterRanker:
@@ -176,6 +170,12 @@ class ClusterRanker:
         self._never = tuple(withheld)
 
     def retrieve(self, queries: Sequence[RetrievalQuery]) -> list[Retrieval | SerendipError]:
+        """``find``, with a candidate for each that was found."""
+        return [
+            found.retrieval() if isinstance(found, Found) else found for found in self.find(queries)
+        ]
+
+    def find(self, queries: Sequence[RetrievalQuery]) -> list[Found | SerendipError]:
         """What RetrieveRequest of protos/serendip/v1/retriever.proto promises, row by row.
 
         The candidates are the exact top k of the union of ``node_ids``, of what the query may
@@ -194,27 +194,31 @@ class ClusterRanker:
         never = self._never  # one reading, so that a batch sees one set
         histories = [self._ids.known(query.history) for query in queries]
         users = self.users.of(histories)
-        results: list[Retrieval | SerendipError] = []
+        results: list[Found | SerendipError] = []
         for query, history, user in zip(queries, histories, users, strict=True):
             try:
-                results.append(self._retrieve(query, history, user, never))
+                results.append(self._find(query, history, user, never))
             except SerendipError as e:
                 results.append(e)
         return results
 
-    def _retrieve(
+    def _find(
         self,
         query: RetrievalQuery,
         history: list[int],
         user: Float32 | None,
         never: tuple[Int64, ...],
-    ) -> Retrieval:
-        for name in ("node_ids", "exclude_node_ids", "widen_node_ids"):
-            for node in getattr(query, name):
-                self.nodes.check(node, name)
+    ) -> Found:
+        check = self.nodes.check
+        for node in query.node_ids:
+            check(node, "node_ids")
+        for node in query.exclude_node_ids:
+            check(node, "exclude_node_ids")
+        for node in query.widen_node_ids:
+            check(node, "widen_node_ids")
         if query.require_known_history and len(history) < len(query.history):
             self._refuse_unknown(query.history)
-        search = _Search(
+        search = Search(
             wanted=[
                 self._wanted(shelf, query, history, user, gone)
                 for shelf, gone in zip(self._shelves, never, strict=True)
@@ -227,22 +231,37 @@ class ClusterRanker:
 
         # Deepest first: what nests inside another requested node keeps its own name.
         requested = sorted(dict.fromkeys(query.node_ids), key=lambda n: -self._level[n])
-        found = search.best(search.claim(requested), query.k)
-        own = len(found)
+        found = [search.best(search.claim(requested), query.k)]
+        own = total = len(found[0])
         widened_to = []
-        if query.widening:
+        if query.widening and total < query.k:
             for node in self._widening(query):
-                if len(found) >= query.k:
-                    break
-                more = search.best(search.claim([node]), query.k - len(found))
-                if more:
+                more = search.best(search.claim([node]), query.k - total)
+                if len(more):
                     widened_to.append(node)
-                    found += more
-        return Retrieval(
-            candidates=self._candidates(found, own),
+                    found.append(more)
+                    total += len(more)
+                    if total >= query.k:
+                        break
+        picks = found[0] if len(found) == 1 else Picks.joined(found)
+        return Found(
+            item_ids=self._names(picks),
+            scores=picks.scores.tolist(),
+            node_ids=picks.nodes.tolist(),
+            own=own,
+            fresh=() if len(self._shelves) == 1 else (picks.shelf > 0).tolist(),
             widened_to=tuple(widened_to),
             unknown_history_items=len(query.history) - len(history),
         )
+
+    def _names(self, picks: Picks) -> list[bytes]:
+        if len(self._shelves) == 1:
+            return self._ids.names(picks.ranks.tolist())
+        names = [
+            iter(shelf.ids.names(picks.ranks[picks.shelf == number].tolist()))
+            for number, shelf in enumerate(self._shelves)
+        ]
+        return [next(names[number]) for number in picks.shelf.tolist()]
 
     def _wanted(
         self,
@@ -285,96 +304,3 @@ class ClusterRanker:
             while (node := self._parent[node]) >= 0:
                 above[node] = None
         yield from sorted(above, key=lambda n: -self._level[n])
-
-    def _candidates(self, picks: list[Pick], own: int) -> tuple[Candidate, ...]:
-        """Candidates of picks, of which the first ``own`` lie in the requested nodes."""
-        names = [
-            iter(shelf.ids.names([rank for _, at, rank, _ in picks if at == number]))
-            for number, shelf in enumerate(self._shelves)
-        ]
-        return tuple(
-            [
-                Candidate(next(names[shelf]), -negated, node, place >= own, shelf > 0)
-                for place, (negated, shelf, _, node) in enumerate(picks)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class _Search:
-    """One query on its way: what it may have, and what it has looked at, by shelf."""
-
-    wanted: list[Wanted]
-    covered: list[Covered]
-    max_per_leaf: int
-
-    def claim(self, nodes: Iterable[int]) -> list[list[Segment]]:
-        """What of the nodes was not covered yet, by shelf; now it is."""
-        return [
-            [segment for node in nodes for segment in wanted.shelf.claim(covered, node)]
-            for wanted, covered in zip(self.wanted, self.covered, strict=True)
-        ]
-
-    def best(self, claimed: list[list[Segment]], k: int) -> list[Pick]:
-        """The top k of what was claimed, best first, at most max_per_leaf of one leaf; 0: any."""
-        most = self.max_per_leaf
-        if not most:
-            return self._merged(claimed, k)
-        # The best of each leaf lie somewhere among the best of all: so far down the list until they
-        # are k, or all that the leaves may give, or the list ends. Nodes are whole leaves, so that
-        # no leaf gives to two stages.
-        room = min(k, most * self._leaves(claimed))
-        ask = _FIRST_LOOK * k
-        while True:
-            picks = self._merged(claimed, ask)
-            given: Counter[int] = Counter()
-            kept = []
-            for pick, leaf in zip(picks, self._leaf_of(picks), strict=True):
-                if given[leaf] < most:
-                    given[leaf] += 1
-                    kept.append(pick)
-            if len(kept) >= room or len(picks) < ask:
-                return kept[:k]
-            ask *= _FURTHER
-
-    def _merged(self, claimed: list[list[Segment]], k: int) -> list[Pick]:
-        found: list[Pick] = []
-        for number, (wanted, segments) in enumerate(zip(self.wanted, claimed, strict=True)):
-            found += _best(wanted, segments, k, number)
-        if len(claimed) > 1:
-            found.sort()
-            del found[k:]
-        return found
-
-    def _leaves(self, claimed: list[list[Segment]]) -> int:
-        """At least as many leaves as the segments lie in."""
-        total = 0
-        for wanted, segments in zip(self.wanted, claimed, strict=True):
-            ends = [rank for start, end, _ in segments for rank in (start, end - 1)]
-            first_and_last = wanted.shelf.leaves(ends)
-            total += int((first_and_last[1::2] - first_and_last[::2] + 1).sum())
-        return total
-
-    def _leaf_of(self, picks: list[Pick]) -> list[int]:
-        leaf = np.empty(len(picks), np.int64)
-        shelf = np.asarray([pick[1] for pick in picks], np.int64)
-        rank = np.asarray([pick[2] for pick in picks], np.int64)
-        for number, wanted in enumerate(self.wanted):
-            here = shelf == number
-            leaf[here] = wanted.shelf.leaves(rank[here])
-        leaves: list[int] = leaf.tolist()
-        return leaves
-
-
-def _best(wanted: Wanted, segments: list[Segment], k: int, number: int) -> list[Pick]:
-    """The top k of what is wanted of the segments of shelf ``number``, best first."""
-    if not segments:
-        return []
-    segments = sorted(segments)
-    top = wanted.best(segments, k)
-    starts = [start for start, _, _ in segments]
-    owners = (np.searchsorted(starts, top.ranks, side="right") - 1).tolist()
-    return [
-        (-score, number, rank, segments[o][2])
-        for score, rank, o in zip(top.scores.tolist(), top.ranks.tolist(), owners, strict=True)
-    ]

@@ -31,7 +31,7 @@ def test_they_are_what_a_dict_says(ids: list[str], others: list[str]) -> None:
         assert found.known((*others, *ids)) == [
             expected[i] for i in (*others, *ids) if i in expected
         ]
-        assert found.names(range(len(ids))) == ids
+        assert found.names(range(len(ids))) == list(map(str.encode, ids))
     assert found.array().to_pylist() == ids
     assert len(found) == len(ids)
 
@@ -63,7 +63,7 @@ def test_what_is_remembered_is_bounded_and_the_rest_is_found_as_well(
     found = ItemIds.of(ids)
     for _ in range(2):
         assert found.known(ids) == list(range(40))
-        assert found.names(range(40)) == ids
+        assert found.names(range(40)) == list(map(str.encode, ids))
     assert (len(found._ranks), len(found._names)) == (8, 8)
 
 
