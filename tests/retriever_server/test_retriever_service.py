@@ -259,14 +259,14 @@ def test_an_expired_call_is_dropped_and_never_run(
     released: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    real = ClusterRanker.retrieve
+    real = ClusterRanker.find
 
     def slow(self: ClusterRanker, queries: Any) -> Any:
         ran.append(len(queries))
         time.sleep(0.4)
         return real(self, queries)
 
-    monkeypatch.setattr(ClusterRanker, "retrieve", slow)
+    monkeypatch.setattr(ClusterRanker, "find", slow)
 
     async def body(stub: Any, _: Running) -> None:
         first = asyncio.create_task(_call(stub, released, None))
