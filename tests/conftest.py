@@ -5,6 +5,12 @@ Stands here so that tests/ is on the path as well: helper modules are imported f
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from small import SmallWorld, small_config
 
@@ -27,6 +33,14 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory) -> SmallWorld:
+    own = small_config(tmp_path_factory.mktemp("small"))
+    # Whichever worker process wants it first makes it for all, who copy it.
+    made = made_once(tmp_path_factory.getbasetemp(), "small-made", make_small_world)
+    shutil.copytree(made, Path(own.data_dir).parent, dirs_exist_ok=True)
+    return SmallWorld(own, Artifacts(own.artifacts_path))
+
+
+def make_small_world(folder: Path) -> None:
     from serendip.catalog.synth import synthesise
     from serendip.curation.curate import publish_pairs
     from serendip.planning.bulk import publish_plans
@@ -35,10 +49,22 @@ def small_world(tmp_path_factory) -> SmallWorld:
     from serendip.retrieval.train import publish_retriever
     from serendip.tree.build import publish_tree
 
-    config = small_config(tmp_path_factory.mktemp("small"))
+    config = small_config(folder)
     artifacts = Artifacts(config.artifacts_path)
     synthesise(config)
     for stage in (publish_tree, publish_pairs, publish_planner, publish_plans, publish_retriever):
         stage(config, artifacts)
     publish_release(artifacts)
-    return SmallWorld(config, artifacts)
+
+
+def made_once(own: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that one of the test run's processes makes and the others wait for."""
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, done = shared / name, shared / f"{name}.done"
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
