@@ -113,16 +113,15 @@ def show(found: dict[str, Any]) -> None:
     """A table a corpus, and one of the wide slices."""
     for items, got in found["narrow"].items():
         table = Table(
-            f"{int(items):,} items, leaves", "batch", "ours, ms", "compiled, ms", "peer, ms",
-            "peer / ours", "peer / compiled", "right items",
+            f"{int(items):,} items, leaves", "batch", "ours, ms", "peer, ms", "peer / ours",
+            "right items",
         )  # fmt: skip
         for peer, row in got["rows"].items():
             for at, (size, times) in enumerate(row["batches"].items()):
                 table.add_row(
                     "" if at else peer, size,
-                    *(shown(np.array(times[w]), 1e-3) for w in ("ours", "compiled", "peer")),
-                    f"{ratio(times):.2f}", f"{ratio(times, 'compiled'):.2f}",
-                    f"{times['peer_equal']:.3f}",
+                    *(shown(np.array(times[w]), 1e-3) for w in ("ours", "peer")),
+                    f"{ratio(times):.2f}", f"{times['peer_equal']:.3f}",
                 )  # fmt: skip
         wide_console.print(table)
         share = ", ".join(f"{s:.2f} at batch {b}" for b, s in got["bandwidth_share"].items())
@@ -147,17 +146,17 @@ def show(found: dict[str, Any]) -> None:
         )
 
 
-def ratio(times: dict[str, Any], ours: str = "ours") -> float:
+def ratio(times: dict[str, Any]) -> float:
     """How many times as long the peer takes, by medians."""
-    return float(np.median(times["peer"]) / np.median(times[ours]))
+    return float(np.median(times["peer"]) / np.median(times["ours"]))
 
 
 def summarise(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float | None]]:
     """Figures and ratios; least ratios are over corpora and batches, and wide slices apart."""
 
-    def least(peer: str, ours: str = "ours") -> float:
+    def least(peer: str) -> float:
         return min(
-            ratio(times, ours)
+            ratio(times)
             for got in found["narrow"].values()
             for times in got["rows"][peer]["batches"].values()
         )
@@ -173,9 +172,6 @@ def summarise(found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float | 
         "vs_faiss_sq8_min": least("faiss IVF SQ8, preassigned"),
         "int8_vs_fp32_39k": ratio(noise["codes"]),
         "int8_vs_fp32_39k_trained_like": ratio(trained["codes"]),
-        "compiled_vs_full_scan_1M_B1": ratio(scan, "compiled"),
-        "compiled_vs_faiss_ivf_min": least("faiss IVF, preassigned", "compiled"),
-        "compiled_vs_faiss_range_min": least("faiss flat, IDSelectorRange", "compiled"),
         "fp32_vs_faiss_ivf_39k": ratio(noise["faiss IVF, preassigned"]),
         "fp32_vs_faiss_range_39k": ratio(noise["faiss flat, IDSelectorRange"]),
         "vs_hnswlib": None if "peer" not in graph else ratio(graph),

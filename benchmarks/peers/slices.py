@@ -31,7 +31,6 @@ from retrieval.ways import (
 from retrieval.world import Request, World, make_trained_like, world
 
 from serendip.retrieval.codes import Codes, encode
-from serendip.retrieval.compiled import compiled_best
 
 MOST = 4  # clusters a request
 CHECKED = 16  # requests whose items are compared with brute force
@@ -61,7 +60,7 @@ def main(plan: dict[str, Any]) -> dict[str, Any]:
 def narrow(of: World, plan: dict[str, Any], small: bool) -> dict[str, Any]:
     """Requests of 1 to 4 leaves, batch by batch."""
     k = plan["k"]
-    mine = {"ours": ours(of, k), "compiled": ours(of, k, kernel=compiled_best())}
+    mine = {"ours": ours(of, k)}
     rows: dict[str, Any] = {}
     peers: dict[str, Callable[[], Way]] = {
         "full scan and mask": lambda: full_scan(of, k),

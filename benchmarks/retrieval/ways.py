@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from retrieval.world import Float32, Request, World
 from serendip.retrieval.codes import Codes
-from serendip.retrieval.compiled import BestKernel
-from serendip.retrieval.scan import Ask, Costs, Scan
+from serendip.retrieval.scan import Costs, Scan
 
 # The ranks that each request of a batch gets: int64[m] each, best first.
 Answers = list[npt.NDArray[np.int64]]
@@ -20,19 +19,12 @@ NONE = np.empty(0, np.int64)
 ALWAYS = Costs(coded_start=0, coded_row=0, rescored=0)
 
 
-def ours(
-    world: World,
-    k: int,
-    codes: Codes | None = None,
-    costs: Costs | None = None,
-    kernel: BestKernel | None = None,
-) -> Way:
+def ours(world: World, k: int, codes: Codes | None = None, costs: Costs | None = None) -> Way:
     """The retriever's own scan."""
-    scan = Scan(world.matrix, codes, costs, kernel)
+    scan = Scan(world.matrix, codes, costs)
 
     def way(batch: Sequence[Request]) -> Answers:
-        asks = [Ask(r.user, r.slices, NONE, k) for r in batch]
-        return [top.ranks for top in scan.best_of_each(asks)]
+        return [scan.best(r.user, r.slices, NONE, k).ranks for r in batch]
 
     return way
 

@@ -12,7 +12,6 @@ This module knows no tree, no item ID and no model.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serendip.retrieval.codes import Codes
-from serendip.retrieval.compiled import BestKernel
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -47,16 +45,6 @@ class Top:
 
     ranks: Int64
     scores: Float32
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What ``Scan.best`` takes, as one."""
-
-    user: Float32
-    slices: Sequence[Slice]
-    gone: Int64
-    k: int
 
 
 @dataclass(frozen=True)
@@ -90,19 +78,16 @@ class Scan:
         matrix: Float32,
         codes: Codes | None = None,
         costs: Costs | None = None,
-        kernel: BestKernel | None = None,
     ):
         """
         Args:
             matrix: float32[N, d], C-contiguous, in item order, all finite.
             codes: of the same rows; without them every slice is scanned in float32.
             costs: by which a way is chosen.
-            kernel: does both steps in float32 in one call; without it numpy does them.
         """
         self._matrix = matrix
         self._codes = codes
         self._costs = costs or Costs()
-        self._kernel = kernel
         # Of the longest row: by it, and the user's length, every rounding error is bounded.
         self._longest = _longest(matrix) if codes is None else codes.longest
 
@@ -118,72 +103,21 @@ class Scan:
             gone: int64[G], sorted.
             k: 1 or more.
         """
-        return self.best_of_each([Ask(user, slices, gone, k)])[0]
-
-    def best_of_each(self, asks: Sequence[Ask]) -> list[Top]:
-        """``best`` of many asks: compiled, one call for all that codes do not take."""
-        found: dict[int, Top] = {}
-        taken: list[int] = []
-        slices_of: list[list[Slice]] = []
-        rows_of: list[int] = []
-        slack_of: list[float] = []
-        for i, ask in enumerate(asks):
-            user, k = ask.user, ask.k
-            slices = sorted(s for s in ask.slices if s[0] < s[1])
-            rows = 0
-            for start, end in slices:
-                rows += end - start
-            if not rows:
-                found[i] = Top(np.empty(0, np.int64), np.empty(0, np.float32))
-                continue
-            wide = user.astype(np.float64)
-            length = 1.001 * math.sqrt(wide.dot(wide))
-            reach = self._longest * length  # no score is further from 0
-            # Between a bound of the first step and the score that the second makes.
-            slack = 4 * (len(user) + 8) * _ROUNDING * reach + len(user) * _SMALLEST
-            codes = self._codes
-            if not reach < _NO_OVERFLOW:
-                found[i] = self._best_of_all(user, slices, ask.gone, k)
-            elif codes is not None and codes.hold_for(length) and self._costs.codes_pay(rows, k):
-                found[i] = self._best_by_codes(codes, user, slices, ask.gone, k, slack)
-            elif self._kernel is None:
-                found[i] = self._best_by_numpy(user, slices, ask.gone, k, slack)
-            else:
-                taken.append(i)
-                slices_of.append(slices)
-                rows_of.append(rows)
-                slack_of.append(slack)
-        if taken:
-            tops = self._best_compiled([asks[i] for i in taken], slices_of, rows_of, slack_of)
-            found.update(zip(taken, tops, strict=True))
-        return [found[i] for i in range(len(asks))]
-
-    def _best_compiled(
-        self, asks: list[Ask], slices: list[list[Slice]], rows: list[int], slack: list[float]
-    ) -> list[Top]:
-        assert self._kernel is not None
-        k = [min(ask.k, n) for ask, n in zip(asks, rows, strict=True)]
-        shape = len(asks), max(k)
-        ranks, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        found = np.empty(len(asks), np.int64)
-        self._kernel(
-            self._matrix,
-            np.stack([ask.user for ask in asks]),
-            np.array(list(itertools.chain.from_iterable(slices))),
-            _starts(slices),
-            np.concatenate([ask.gone for ask in asks]),
-            _starts([ask.gone for ask in asks]),
-            np.array(slack),
-            np.array(k),
-            np.empty(max(rows), np.float32),
-            ranks,
-            scores,
-            found,
-        )
-        # Copies: a view of many would keep all of them in memory.
-        return [
-            Top(ranks[b, :n].copy(), scores[b, :n].copy()) for b, n in enumerate(found.tolist())
-        ]
+        slices = sorted(s for s in slices if s[0] < s[1])
+        rows = sum(end - start for start, end in slices)
+        if not rows:
+            return Top(np.empty(0, np.int64), np.empty(0, np.float32))
+        wide = user.astype(np.float64)
+        length = 1.001 * math.sqrt(wide.dot(wide))
+        reach = self._longest * length  # no score is further from 0
+        # Between a bound of the first step and the score that the second makes.
+        slack = 4 * (len(user) + 8) * _ROUNDING * reach + len(user) * _SMALLEST
+        codes = self._codes
+        if not reach < _NO_OVERFLOW:
+            return self._best_of_all(user, slices, gone, k)
+        if codes is not None and codes.hold_for(length) and self._costs.codes_pay(rows, k):
+            return self._best_by_codes(codes, user, slices, gone, k, slack)
+        return self._best_by_numpy(user, slices, gone, k, slack)
 
     def _best_by_codes(
         self, codes: Codes, user: Float32, slices: list[Slice], gone: Int64, k: int, slack: float
@@ -295,17 +229,12 @@ def _first_look(k: int) -> int:
     return k + k // 2 + 16
 
 
-def _starts(parts: Sequence[Sequence[object] | Int64]) -> Int64:
-    """int64[P + 1]: where each part begins, one after the other, and the end."""
-    return np.array([0, *itertools.accumulate(len(part) for part in parts)])
-
-
 def _leave_out(bounds: Float32, slices: Sequence[Slice], gone: Int64) -> None:
     if not len(gone):
         return
     at = 0
-    for start, end in slices:
-        lo, hi = np.searchsorted(gone, (start, end))
+    cuts = gone.searchsorted([place for own in slices for place in own]).tolist()
+    for (start, end), lo, hi in zip(slices, cuts[::2], cuts[1::2], strict=True):
         if lo < hi:
             bounds[gone[lo:hi] - (start - at)] = -np.inf
         at += end - start

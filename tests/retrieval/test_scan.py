@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from serendip.core import CorruptArtifact
 from serendip.retrieval.codes import Codes, encode, numpy_bounds
-from serendip.retrieval.compiled import compiled_best, compiled_bounds, has_numba
-from serendip.retrieval.scan import Ask, Costs, Scan, best_of_values, floor_of, reaching
+from serendip.retrieval.compiled import compiled_bounds, has_numba
+from serendip.retrieval.scan import Costs, Scan, best_of_values, floor_of, reaching
 
 Float32 = npt.NDArray[np.float32]
 NONE = np.empty(0, np.int64)
@@ -25,9 +25,8 @@ def codes_of(matrix: Float32) -> Codes:
 
 
 def all_ways(matrix: Float32) -> list[Scan]:
-    """In float32, by codes wherever they hold, and compiled where numba is there."""
-    ways = [Scan(matrix), Scan(matrix, codes_of(matrix), ALWAYS)]
-    return [*ways, Scan(matrix, kernel=compiled_best())] if has_numba() else ways
+    """In float32, and by codes wherever they hold."""
+    return [Scan(matrix), Scan(matrix, codes_of(matrix), ALWAYS)]
 
 
 def oracle(matrix: Float32, user: Float32, slices, gone, k: int) -> tuple[list[int], list[float]]:
@@ -87,30 +86,6 @@ def test_all_ways_find_what_the_oracle_finds(question) -> None:
     matrix, user, slices, gone, k = question
     for scan in all_ways(matrix):
         check(scan, matrix, user, slices, gone, k)
-
-
-def test_many_asks_get_what_each_gets_alone() -> None:
-    rng = np.random.default_rng(5)
-    matrix = draw_matrix("same rows", 900, 17, rng)
-    users = rng.standard_normal((6, 17)).astype(np.float32)
-    users[4] *= np.float32(1e38)  # no bound holds: by itself
-    gone = np.arange(0, 900, 3)
-    asks = [
-        Ask(users[0], [(0, 900)], NONE, 900),
-        Ask(users[1], [], gone, 5),
-        Ask(users[2], [(500, 900), (3, 70)], gone, 50),
-        Ask(users[3], [(0, 2)], gone, 7),
-        Ask(users[4], [(10, 300)], gone, 4),
-        Ask(users[5], [(1, 2), (7, 8)], gone[5:6], 1),
-    ]
-    for scan in all_ways(matrix):
-        tops = scan.best_of_each(asks)
-        for ask, top in zip(asks, tops, strict=True):
-            with np.errstate(all="ignore"):
-                ranks, scores = oracle(matrix, ask.user, ask.slices, ask.gone, ask.k)
-            assert top.ranks.tolist() == ranks
-            assert top.scores.tolist() == scores
-        assert scan.best_of_each([]) == []
 
 
 def test_a_score_does_not_depend_on_what_stands_around_the_row() -> None:
