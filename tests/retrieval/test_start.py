@@ -42,7 +42,7 @@ histories = st.lists(
 
 
 @given(histories)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_with_all_dimensions_the_vectors_are_those_of_the_whole_matrix(
     users: list[list[tuple[int, float]]],
 ) -> None:

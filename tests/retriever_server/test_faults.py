@@ -178,7 +178,9 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
             running = begin(server.address, requests, every_s * (reloads + 1), **load)
             for number in range(reloads):
                 time.sleep(every_s)
-                stage.made.artifacts.make_current("release", stage.made.versions[number % 2])
+                stage.made.artifacts.make_current(
+                    "release", stage.made.versions[(reloads * turn + number) % 2]
+                )
                 done = reloads * turn + number + 1
                 until(
                     lambda done=done: metric(server.metrics, "serendip_reloads_total") == done, 60
