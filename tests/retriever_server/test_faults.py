@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -167,7 +166,7 @@ def capacity(stage: Stage, address: str, requests: str) -> float:
 def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> None:
     requests = stage.requests(which=(0, 1))
     every_s = stage.seconds(1, 5)
-    reloads, rounds = stage.count(3, 5), stage.count(1, 5)
+    reloads, rounds = stage.count(3, 5), stage.count(1, 4)
     rates, memory, without, under = [], [], [], []
     with stage.server("--poll-s", "0.2") as server:
         # In turns, for the machine is not the same from one minute to the next, nor is what the
@@ -177,7 +176,7 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
             rates.append(round(rate))
             load = {"rate": rate, "deadline_s": 20}
             if stage.full:
-                without.append(run(server.address, requests, 15, **load))
+                before = run(server.address, requests, 12, **load)
             running = begin(server.address, requests, every_s * (reloads + 1), **load)
             for number in range(reloads):
                 time.sleep(every_s)
@@ -190,25 +189,30 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
                 )
                 memory.append(resident(server.process.pid)["own"])
             under.append(ended(running))
+            if stage.full:
+                without.append((before, run(server.address, requests, 12, **load)))
         assert metric(server.metrics, "serendip_reload_failures_total") == 0
-    p99 = {
-        name: statistics.median(seen["answered_ms"]["p99"] for seen in runs)
-        for name, runs in (("without", without), ("under", under))
-        if runs
-    }
     show(
         "reload",
         rates=rates,
         reloads=reloads * rounds,
-        without_ms=[seen["answered_ms"] for seen in without],
+        without_ms=[[seen["answered_ms"] for seen in pair] for pair in without],
         under_ms=[seen["answered_ms"] for seen in under],
-        p99_ms=p99,
         memory_mib=[round(m) for m in memory],
-        calls=[seen["codes"] for seen in (*without, *under)],
+        without=[[seen["codes"] for seen in pair] for pair in without],
+        under=[seen["codes"] for seen in under],
     )
-    for seen in (*without, *under):
-        assert set(seen["codes"]) == {"OK"}, seen["says"]
+    for seen in under:
         assert seen["wrong"] == 0
+        assert set(seen["codes"]) <= {"OK", "RESOURCE_EXHAUSTED"}, seen["says"]
+    # A rate that the machine could not keep up just before or after says nothing of reloads.
+    steady = [
+        all(set(seen["codes"]) == {"OK"} for seen in pair) for pair in without or [()] * rounds
+    ]
+    if not any(steady):
+        pytest.skip("the machine carried no rate that it had just carried: nothing is shown")
+    for seen, counts in zip(under, steady, strict=True):
+        assert not counts or set(seen["codes"]) == {"OK"}, seen["says"]
     if stage.full:
         assert max(memory[-reloads:]) < max(memory[reloads:-reloads]) + 10
 
