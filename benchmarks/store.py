@@ -22,31 +22,27 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import descriptions, plan_reader
+from common import plan_reader
+from common.made_plans import info, item_id, models, plans
 from common.timing import Times, shown
 from peers.stores import RedisServer, SortedArray, Sqlite
 from rich.console import Console
 from rich.table import Table
 
 from serendip.artifacts import Artifacts
-from serendip.core import Plan, PlannedCluster
 from serendip.planning.lmdb_store import FILE, LmdbStore, write_lmdb
-from serendip.planning.plan_store import StoreInfo, encode_plan
 
 FOLDER = Path(__file__).parents[1] / "artifacts" / "bench-store"
-TREE, PLANNER = "a" * 12, "b" * 12
 OURS, SQLITE, SORTED, REDIS = "LMDB (ours)", "SQLite", "sorted array", "Redis, unix socket (ours)"
 MICRO = 1e-6
 MANY = 32
-MODELS = 10_000  # different plans, but for the item ID
 
 wide = Console(stderr=True, highlight=False, width=150)
 
@@ -116,47 +112,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-# --- plans -----------------------------------------------------------------------------------
-
-
-def item_id(n: int) -> str:
-    """An item ID of 10 bytes."""
-    return f"i{n:09d}"
-
-
-@cache
-def models() -> list[bytes]:
-    """Serialised plans that lack their first field, the item ID."""
-    texts = descriptions.texts("words", MODELS)
-    rng = np.random.default_rng(0)
-    found = []
-    for own in range(MODELS):
-        nodes = list(dict.fromkeys(rng.integers(0, MODELS, 16).tolist()))[:8]
-        scores = np.sort(-rng.exponential(2, 8))[::-1].tolist()
-        clusters = tuple(
-            PlannedCluster(n, texts[n], s, bool(rng.random() < 0.5))
-            for n, s in zip(nodes, scores, strict=True)
-        )
-        reasoning = f"Topic: {texts[own]}\nLook: {texts[own - 1]}\nNext: {texts[nodes[0]]}"
-        found.append(
-            encode_plan(Plan("", clusters, own, reasoning, TREE, PLANNER, 1_750_000_000_000))
-        )
-    return found
-
-
-def plans(count: int, stride: int = 7_368_787) -> Iterator[tuple[str, bytes]]:
-    """Item IDs and serialised plans: with a large prime in no order, with 1 in that of the IDs."""
-    tails = models()
-    for n in range(count):
-        at = n * stride % count
-        name = item_id(at)
-        yield name, b"\n" + bytes([len(name)]) + name.encode() + tails[at % MODELS]
-
-
-def info(count: int, named: str = "0" * 12) -> StoreInfo:
-    return StoreInfo(named, TREE, PLANNER, count)
 
 
 # --- build and read --------------------------------------------------------------------------

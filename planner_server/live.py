@@ -5,12 +5,14 @@ A look-up never waits here: only what the store lacks is submitted. Knows no gRP
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from serendip.core import Item, Plan, SerendipError
+from serendip.core import Constraint, DeadlineSpent, Item, Plan, SerendipError
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, check_pictures, load_content
 from serendip.planning.views import View
@@ -27,21 +29,25 @@ class LiveQuery:
 
     Attributes:
         source: an item of the catalogue, or content whose pictures are decoded already.
-        own: the item's cluster at the planning level, or None; never planned.
+        own: the item's cluster at the planning level, or None.
         exclude: further clusters that may not be planned.
     """
 
     source: Item | Content
     own: int | None = None
     exclude: tuple[int, ...] = ()
-    siblings_only: bool = False
+    constraint: Constraint = Constraint.NOT_OWN
 
 
 Ready = tuple[int, LiveQuery, Content, View]
 
 
 class LivePlanner:
-    """Plans by the model, on one worker thread."""
+    """Plans by the model, on one worker thread.
+
+    Attributes:
+        batch_s: seconds that a batch takes, by the recent ones; 0 before the first.
+    """
 
     def __init__(
         self,
@@ -51,6 +57,7 @@ class LivePlanner:
     ) -> None:
         torch.set_num_threads(threads)
         self.planner = planner
+        self.batch_s = 0.0
         self._batcher: Batcher[LiveQuery, Plan] = Batcher(
             self._run,
             max_batch=_MAX_BATCH,
@@ -68,15 +75,27 @@ class LivePlanner:
         Raises:
             MediaError: the item's media cannot be read.
             InvalidRequest: no picture where the style looks, or no cluster left.
-            Overloaded, DeadlineSpent, NotReady: as Batcher.submit.
+            DeadlineSpent: it was not there at the deadline.
+            Overloaded, NotReady: as Batcher.submit.
         """
-        return await self._batcher.submit(query, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):  # an event loop's time is monotonic
+                return await self._batcher.submit(query, deadline)
+        except TimeoutError:
+            raise DeadlineSpent("the plan was not made in time") from None
 
     async def close(self) -> None:
         """Ends the worker; to be called after the drain."""
         await self._batcher.close()
 
     def _run(self, queries: list[LiveQuery]) -> Sequence[Plan | Exception]:
+        began = time.monotonic()
+        plans = self._plans(queries)
+        took_s = time.monotonic() - began
+        self.batch_s = took_s if not self.batch_s else 0.5 * (self.batch_s + took_s)
+        return plans
+
+    def _plans(self, queries: list[LiveQuery]) -> Sequence[Plan | Exception]:
         results: list[Plan | Exception | None] = [None] * len(queries)
         ready: list[Ready] = []
         for at, query in enumerate(queries):
@@ -118,6 +137,4 @@ class LivePlanner:
         return content
 
     def _view(self, query: LiveQuery) -> View:
-        return self.planner.view(
-            query.own, exclude=query.exclude, siblings_only=query.siblings_only
-        )
+        return self.planner.view(query.own, exclude=query.exclude, constraint=query.constraint)

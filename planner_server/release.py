@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,72 @@ from planner_server.live import LivePlanner
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import read_items
 from serendip.config import PlannerConfig, PlansConfig
-from serendip.core import CorruptArtifact, Item, Plan, PlannedCluster, Versions
+from serendip.core import (
+    MAX_PLANNED_CLUSTERS,
+    CorruptArtifact,
+    InvalidRequest,
+    Item,
+    Plan,
+    PlannedCluster,
+    Versions,
+)
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import PlanStore
 from serendip.planning.planner import Planner
 from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
+
+_PARTS = ("tree", "planner", "plans")
+
+
+class Fallbacks:
+    """For each cluster the siblings that satisfied most after it, by the curated table."""
+
+    def __init__(
+        self,
+        tree: ClusterTree,
+        level: int,
+        level_gap: int,
+        satisfaction: Mapping[tuple[int, int], float],
+    ) -> None:
+        """
+        Args:
+            satisfaction: shrunk mean satisfaction by (own cluster, next cluster).
+        """
+        self._tree = tree
+        self._level, self._level_gap = level, level_gap
+        self._satisfaction = satisfaction
+        self._kept: dict[int, tuple[PlannedCluster, ...]] = {}
+
+    @classmethod
+    def open(cls, transitions: Path, tree: ClusterTree, level: int, level_gap: int) -> Fallbacks:
+        """Reads the table that was published with the plans."""
+        table = pq.read_table(transitions, columns=["own_id", "node_id", "satisfaction"])
+        own, node, satisfaction = (column.to_pylist() for column in table.columns)
+        observed = dict(zip(zip(own, node, strict=True), satisfaction, strict=True))
+        return cls(tree, level, level_gap, observed)
+
+    def of(self, own: int) -> tuple[PlannedCluster, ...]:
+        """At most 8 siblings, best first; those that were not observed last, by size."""
+        kept = self._kept.get(own)
+        if kept is None:
+            kept = self._kept[own] = self._best(own)
+        return kept
+
+    def _best(self, own: int) -> tuple[PlannedCluster, ...]:
+        nodes = self._tree.nodes
+
+        def worth(node: int) -> tuple[float, int]:
+            start, end = self._tree.slice(node)
+            return self._satisfaction.get((own, node), 0.0), end - start
+
+        above = nodes.ancestor(own, self._level - self._level_gap)
+        siblings = [node for node in nodes.under(above, self._level) if node != own]
+        siblings.sort(key=worth, reverse=True)
+        return tuple(
+            PlannedCluster(node, nodes.description[node], worth(node)[0], True)
+            for node in siblings[:MAX_PLANNED_CLUSTERS]
+        )
 
 
 @dataclass(frozen=True)
@@ -28,7 +88,6 @@ class Serving:
         trie: the descriptions that can be planned, for Resolve.
         level, level_gap: of the plans.
         store: plans by item.
-        fallbacks: for each cluster its siblings with shrunk mean satisfaction, best first.
         live: plans by the model; None where live planning is off.
         items: the catalogue by item ID, for live plans; empty if it was not given.
     """
@@ -39,15 +98,34 @@ class Serving:
     level: int
     level_gap: int
     store: PlanStore
-    fallbacks: Mapping[int, tuple[PlannedCluster, ...]]
+    fallbacks: Fallbacks
     live: LivePlanner | None
     items: Mapping[str, Item]
+
+    def clusters_under(self, node_ids: Iterable[int]) -> set[int]:
+        """The clusters of the planning level that are, or lie in, any of the nodes.
+
+        Raises NotFound at a node that does not exist, InvalidRequest at one below the level.
+        """
+        nodes = self.tree.nodes
+        found: set[int] = set()
+        for node in node_ids:
+            nodes.check(node, "exclude_node_ids")
+            if nodes.level[node] > self.level:
+                raise InvalidRequest(
+                    f"must be at the planning level ({self.level}) or above it",
+                    field="exclude_node_ids",
+                    value=node,
+                    remedy="Exclude its ancestor, or have its items denied by Retrieve.",
+                )
+            found.update(nodes.under(node, self.level))
+        return found
 
     def fallback(self, item_id: str, own: int) -> Plan:
         """The plan of an item that has none: the siblings that satisfied most from its cluster."""
         return Plan(
             context_item_id=item_id,
-            clusters=self.fallbacks[own],
+            clusters=self.fallbacks.of(own),
             own_node_id=own,
             reasoning="",
             tree_version=self.versions.tree_version,
@@ -73,9 +151,9 @@ def open_release(
         InvalidData: the catalogue breaks its schema.
     """
     release = artifacts.current("release")
-    parts = {kind: artifacts.open(kind, v) for kind, v in release.inputs.items()}
-    lacking = {"tree", "planner", "plans"} - parts.keys()
-    if lacking or any(
+    # The retriever is the other server's to read: its files are the largest.
+    parts = {k: artifacts.open(k, release.inputs[k]) for k in _PARTS if k in release.inputs}
+    if len(parts) < len(_PARTS) or any(
         parts[k].tree_version != parts["tree"].tree_version for k in ("planner", "plans")
     ):
         raise CorruptArtifact(
@@ -97,7 +175,9 @@ def open_release(
         level=level,
         level_gap=level_gap,
         store=_store(parts["plans"], redis),
-        fallbacks=_fallbacks(tree, level, level_gap, parts["plans"].file("transitions.parquet")),
+        fallbacks=Fallbacks.open(
+            parts["plans"].file("transitions.parquet"), tree, level, level_gap
+        ),
         live=LivePlanner(
             Planner.open(
                 trained, tree.nodes, PlansConfig.model_validate(parts["plans"].config["plans"])
@@ -116,28 +196,3 @@ def _store(plans: Artifact, redis: str) -> PlanStore:
     from serendip.planning.redis_store import RedisStore, connect
 
     return RedisStore(connect(redis), plans.version)
-
-
-def _fallbacks(
-    tree: ClusterTree, level: int, level_gap: int, transitions: Path
-) -> dict[int, tuple[PlannedCluster, ...]]:
-    """Siblings of each cluster by shrunk mean satisfaction; unobserved ones last, by size."""
-    observed = {
-        (row["own_id"], row["node_id"]): row["satisfaction"]
-        for row in pq.read_table(transitions).to_pylist()
-    }
-    found = {}
-    for own in tree.nodes.at_level(level):
-        siblings = [
-            n for n in tree.nodes.at_level(level) if tree.nodes.is_serendipitous(own, n, level_gap)
-        ]
-
-        def worth(node: int, own: int = own) -> tuple[float, int]:
-            start, end = tree.slice(node)
-            return observed.get((own, node), 0.0), end - start
-
-        siblings.sort(key=worth, reverse=True)
-        found[own] = tuple(
-            PlannedCluster(n, tree.nodes.description[n], worth(n)[0], True) for n in siblings[:8]
-        )
-    return found

@@ -17,22 +17,21 @@ from typing import Any
 import grpc
 from google.rpc import code_pb2
 
+from planner_server.encode import encode_response
 from planner_server.live import LivePlanner, LiveQuery
+from planner_server.plan_rows import PlanRows, Wanted
 from planner_server.release import Serving
-from serendip import core
 from serendip.catalog.media import decode_image
 from serendip.core import (
+    MAX_PLANNED_CLUSTERS,
+    Constraint,
     InvalidRequest,
     NotFound,
     NotReady,
-    Overloaded,
-    PlanSource,
     WrongTree,
     check_length,
     check_range,
 )
-from serendip.planning.lmdb_store import LmdbStore
-from serendip.planning.plan_store import plan_message
 from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
 from serendip.serving.handlers import Call, Service, service_of
@@ -43,12 +42,11 @@ from serendip.wire import (
     check_recommend_request,
     error_from_rpc,
     error_from_status,
-    plan_to_proto,
-    source_to_proto,
     to_recommend_response,
     to_retrieve_request,
     versions_to_proto,
 )
+from serendip.wire_plans import constraint_from_proto, plan_to_proto
 
 _PAGE, _MAX_PAGE = 100, 1000
 _RECOMMEND_S = 10.0  # where the caller sets no deadline: a call that never hangs
@@ -59,12 +57,15 @@ class PlannerService:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self._rows = PlanRows(serving)
 
-    async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> planner_pb2.PlanResponse:
+    async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> bytes:
         """Plans for catalogue items; every row by itself."""
         check_plan_request(request)
         self._check_tree(request.tree_version)
-        return planner_pb2.PlanResponse(rows=await self.plan_rows(request, call.deadline))
+        wanted = Wanted.of(request, self._serving)
+        rows = await self._rows.rows(list(request.context_item_ids), wanted, call.deadline)
+        return encode_response(rows)
 
     async def PlanContent(
         self, request: planner_pb2.PlanContentRequest, call: Call
@@ -133,84 +134,21 @@ class PlannerService:
             cluster_count=len(serving.tree.nodes.at_level(serving.level)),
         )
 
-    # --- plans ---------------------------------------------------------------------------
-
-    async def plan_rows(
-        self, request: planner_pb2.PlanRequest, deadline: float | None
-    ) -> list[planner_pb2.PlanRow]:
-        """One row a context item, in order: stored plans at once, the others live together."""
-        ids = list(request.context_item_ids)
-        stored = await self._stored(ids)
-
-        async def one(item_id: str, plan: bytes | None) -> planner_pb2.PlanRow:
-            try:
-                if plan is not None:
-                    return self._row(plan_message(plan), PlanSource.STORE, request)
-                made, source = await self._make(item_id, request.siblings_only, deadline)
-                return self._row(plan_to_proto(made), source, request)
-            except Exception as e:  # a row's failure is that row's status, whatever it is
-                return planner_pb2.PlanRow(status=status_of(e))
-
-        return list(await asyncio.gather(*map(one, ids, stored)))
-
-    async def _stored(self, ids: Sequence[str]) -> list[bytes | None]:
-        store = self._serving.store
-        if isinstance(store, LmdbStore):  # a mapped file: a thread would take longer than the read
-            return store.get_many(ids)
-        return await asyncio.to_thread(store.get_many, ids)
-
-    async def _make(
-        self, item_id: str, siblings_only: bool, deadline: float | None
-    ) -> tuple[core.Plan, PlanSource]:
-        """A plan that the store does not have: live, else the fallback."""
-        serving = self._serving
-        item = serving.items.get(item_id)
-        own = serving.tree.node_of(item_id, serving.level)
-        if serving.live is not None and item is not None:
-            query = LiveQuery(item, own, siblings_only=siblings_only)
-            try:
-                return await serving.live.plan(query, deadline), PlanSource.LIVE
-            except (InvalidRequest, Overloaded):  # unreadable media, or no time for it
-                if own is None:
-                    raise
-        if own is None:
-            raise NotFound(
-                "neither the plans nor the tree have it",
-                field="context_item_ids",
-                value=item_id,
-                remedy="Send its title and thumbnail to PlanContent.",
-            )
-        return serving.fallback(item_id, own), PlanSource.FALLBACK
-
-    def fallback_row(self, request: planner_pb2.PlanRequest, own: int) -> planner_pb2.PlanRow:
-        """The fallback of a one-item request, for a plan of which the options leave nothing."""
-        plan = self._serving.fallback(request.context_item_ids[0], own)
-        return self._row(plan_to_proto(plan), PlanSource.FALLBACK, request)
-
-    def _row(
-        self, plan: planner_pb2.Plan, source: PlanSource, request: planner_pb2.PlanRequest
+    async def plan_one(
+        self, item_id: str, constraint: Constraint, deadline: float
     ) -> planner_pb2.PlanRow:
-        """A row of a plan, which is cut to what the request wants."""
-        if request.siblings_only:
-            for at in reversed(range(len(plan.clusters))):
-                if not plan.clusters[at].serendipitous:
-                    del plan.clusters[at]
-        del plan.clusters[request.k :]
-        versions = self._serving.versions
-        if source is PlanSource.LIVE:
-            versions = replace(versions, plans_version="")
-        elif source is PlanSource.FALLBACK:
-            versions = replace(versions, planner_version="")
-        row = planner_pb2.PlanRow(
-            status=OK_STATUS,
-            plan=plan,
-            source=source_to_proto(source),
-            versions=versions_to_proto(versions),
-        )
-        if source is PlanSource.STORE:
-            row.age.FromMilliseconds(
-                max(0, int(time.time() * 1000) - plan.planned_at.ToMilliseconds())
-            )
+        """The row that a recommendation follows.
+
+        Raises:
+            SerendipError: there is no plan, or the constraint leaves nothing of it.
+        """
+        wanted = Wanted(MAX_PLANNED_CLUSTERS, constraint, frozenset(), None, reasoning=True)
+        (data,) = await self._rows.rows([item_id], wanted, deadline)
+        row: planner_pb2.PlanRow = planner_pb2.PlanRow.FromString(data)
+        if error := error_from_status(row.status):
+            raise error
+        if not row.plan.clusters and row.plan.HasField("own_node_id"):
+            return self._rows.fallback(item_id, row.plan.own_node_id, wanted)
         return row
 
     # --- checks and pieces -----------------------------------------------------------------
@@ -291,22 +229,10 @@ class RecommenderService:
         """Plans, then retrieves from the plan."""
         check_recommend_request(request)
         deadline = call.deadline or time.monotonic() + _RECOMMEND_S
-        row = await self._plan(request, deadline)
+        constraint = constraint_from_proto(request.constraint)
+        row = await self._planner.plan_one(request.context_item_id, constraint, deadline)
         response = await self._retrieve(to_retrieve_request(request, row.plan), deadline)
         return to_recommend_response(row, response)
-
-    async def _plan(
-        self, request: recommender_pb2.RecommendRequest, deadline: float
-    ) -> planner_pb2.PlanRow:
-        plan_request = planner_pb2.PlanRequest(
-            context_item_ids=[request.context_item_id], k=8, siblings_only=request.siblings_only
-        )
-        (row,) = await self._planner.plan_rows(plan_request, deadline)
-        if error := error_from_status(row.status):
-            raise error
-        if not row.plan.clusters and row.plan.HasField("own_node_id"):
-            return self._planner.fallback_row(plan_request, row.plan.own_node_id)
-        return row
 
     async def _retrieve(self, request: Any, deadline: float) -> Any:
         try:

@@ -1,9 +1,8 @@
 """Retrievals as the bytes of their responses, without a message a candidate.
 
 What ``serendip.wire`` makes of a retrieval, serialised: a message for each of fifty candidates
-would take several times as long. Only a candidate's item ID and score are written by hand: in the
-wire format (https://protobuf.dev/programming-guides/encoding) a field is its number and kind, then
-its length or its value, and messages are joined by joining their bytes. Knows no ranker.
+would take several times as long. Only a candidate's item ID and score are written by hand. Knows
+no ranker.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import struct
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import Any
 
 from google.rpc import status_pb2
 
@@ -20,21 +18,14 @@ from serendip.core import Versions
 from serendip.retrieval.found import Found
 from serendip.v1 import common_pb2, retriever_pb2
 from serendip.wire import versions_to_proto
+from serendip.wire_bytes import FOUR_BYTES, LENGTH_PREFIXED, key, varint
 
-_LENGTH_PREFIXED, _FOUR_BYTES = 2, 5  # kinds of fields
-
-
-def _key(field: str, message: Any, kind: int) -> int:
-    number: int = message.DESCRIPTOR.fields_by_name[field].number
-    return number << 3 | kind
-
-
-_ITEM_ID = _key("item_id", common_pb2.Candidate, _LENGTH_PREFIXED)
-_SCORE = bytes([_key("score", common_pb2.Candidate, _FOUR_BYTES)])
-_CANDIDATE = _key("candidates", retriever_pb2.RetrieveResponse, _LENGTH_PREFIXED)
-_ROW = _key("rows", retriever_pb2.RetrieveBatchResponse, _LENGTH_PREFIXED)
-_STATUS = _key("status", retriever_pb2.RetrieveRow, _LENGTH_PREFIXED)
-_RESPONSE = _key("response", retriever_pb2.RetrieveRow, _LENGTH_PREFIXED)
+_ITEM_ID = key("item_id", common_pb2.Candidate, LENGTH_PREFIXED)
+_SCORE = bytes([key("score", common_pb2.Candidate, FOUR_BYTES)])
+_CANDIDATE = key("candidates", retriever_pb2.RetrieveResponse, LENGTH_PREFIXED)
+_ROW = key("rows", retriever_pb2.RetrieveBatchResponse, LENGTH_PREFIXED)
+_STATUS = key("status", retriever_pb2.RetrieveRow, LENGTH_PREFIXED)
+_RESPONSE = key("response", retriever_pb2.RetrieveRow, LENGTH_PREFIXED)
 
 
 def encode_found(found: Found, versions: Versions) -> bytes:
@@ -47,11 +38,11 @@ def encode_rows(rows: Iterable[bytes | status_pb2.Status]) -> bytes:
     parts = []
     for row in rows:
         if isinstance(row, bytes):
-            ok = b"%c\0%c%b" % (_STATUS, _RESPONSE, _varint(len(row)))
-            parts += [b"%c%b" % (_ROW, _varint(len(ok) + len(row))), ok, row]
+            ok = b"%c\0%c%b" % (_STATUS, _RESPONSE, varint(len(row)))
+            parts += [b"%c%b" % (_ROW, varint(len(ok) + len(row))), ok, row]
         else:
             failed = retriever_pb2.RetrieveRow(status=row).SerializeToString()
-            parts += [b"%c%b" % (_ROW, _varint(len(failed))), failed]
+            parts += [b"%c%b" % (_ROW, varint(len(failed))), failed]
     return b"".join(parts)
 
 
@@ -66,9 +57,9 @@ def _candidates(found: Found) -> bytes:
 @lru_cache(maxsize=4096)
 def _head(name: int, tail: int) -> bytes:
     """What stands before a candidate's item ID, by the lengths of that and of the tail."""
-    before = b"%c%b" % (_ITEM_ID, _varint(name))
+    before = b"%c%b" % (_ITEM_ID, varint(name))
     length = len(before) + name + len(_SCORE) + 4 + tail
-    return b"%c%b%b" % (_CANDIDATE, _varint(length), before)
+    return b"%c%b%b" % (_CANDIDATE, varint(length), before)
 
 
 @lru_cache(maxsize=4096)
@@ -88,13 +79,3 @@ def _rest(widened_to: tuple[int, ...], unknown_history_items: int, versions: Ver
         versions=versions_to_proto(versions),
     )
     return message.SerializeToString()
-
-
-def _varint(value: int) -> bytes:
-    """An unsigned number, seven bits a byte, the low ones first."""
-    raw = bytearray()
-    while value > 0x7F:
-        raw.append(value & 0x7F | 0x80)
-        value >>= 7
-    raw.append(value)
-    return bytes(raw)

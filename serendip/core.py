@@ -173,6 +173,18 @@ class PlanSource(Enum):
     FALLBACK = "fallback"
 
 
+class Constraint(Enum):
+    """Which clusters may be planned for a context item.
+
+    NOT_OWN is every cluster but its own; SIBLINGS only those that are serendipitous for it; NONE
+    every cluster, though a stored plan never has the item's own.
+    """
+
+    NOT_OWN = "not_own"
+    SIBLINGS = "siblings"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The ordered clusters chosen for one context item, best first.

@@ -8,6 +8,7 @@ no servicer and no artefact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,9 +23,6 @@ from serendip.core import (
     NotFound,
     NotReady,
     Overloaded,
-    Plan,
-    PlannedCluster,
-    PlanSource,
     Retrieval,
     RetrievalQuery,
     SerendipError,
@@ -36,8 +34,10 @@ from serendip.core import (
 )
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
 from serendip.wire_filters import filters_from_proto, filters_to_proto
+from serendip.wire_plans import constraint_from_proto
 
 MAX_HISTORY = 10_000
+MAX_EXCLUDED = 1024
 DETAILS_KEY = "grpc-status-details-bin"
 
 # UTF-8 takes at most 4 bytes a character: text up to this length needs no encoding to be checked.
@@ -62,11 +62,16 @@ def check_plan_request(request: planner_pb2.PlanRequest) -> None:
     check_length(tuple(request.context_item_ids), "context_item_ids", 1, 256)
     check_ids(request.context_item_ids, "context_item_ids")
     check_range(request.k, "k", 1, MAX_PLANNED_CLUSTERS)
+    check_length(tuple(request.exclude_node_ids), "exclude_node_ids", 0, MAX_EXCLUDED)
+    if math.isnan(request.min_score):
+        raise InvalidRequest("must be a number", field="min_score", value=request.min_score)
+    constraint_from_proto(request.constraint)
 
 
 def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
     """Raises InvalidRequest, naming the field, for what RecommendRequest calls invalid."""
     check_id(request.context_item_id, "context_item_id")
+    constraint_from_proto(request.constraint)
     # The same checks as the retriever's, before the planner spends anything on the call.
     _query(request, node_ids=(0,), widening=True)
 
@@ -255,74 +260,6 @@ def retrieval_from_proto(message: retriever_pb2.RetrieveResponse) -> tuple[Retri
     return retrieval, versions_from_proto(message.versions)
 
 
-# --- plans -------------------------------------------------------------------------------
-
-_SOURCE_TO_PROTO = {
-    PlanSource.STORE: planner_pb2.PLAN_SOURCE_STORE,
-    PlanSource.LIVE: planner_pb2.PLAN_SOURCE_LIVE,
-    PlanSource.FALLBACK: planner_pb2.PLAN_SOURCE_FALLBACK,
-}
-_SOURCE_FROM_PROTO = {number: source for source, number in _SOURCE_TO_PROTO.items()}
-
-
-def source_to_proto(source: PlanSource | None) -> planner_pb2.PlanSource:
-    """None, where there is no plan, is PLAN_SOURCE_UNSPECIFIED."""
-    if source is None:
-        return planner_pb2.PLAN_SOURCE_UNSPECIFIED
-    return _SOURCE_TO_PROTO[source]
-
-
-def source_from_proto(number: planner_pb2.PlanSource) -> PlanSource | None:
-    """None for PLAN_SOURCE_UNSPECIFIED, and for a source that a newer server may name."""
-    return _SOURCE_FROM_PROTO.get(number)
-
-
-def plan_to_proto(plan: Plan) -> planner_pb2.Plan:
-    message = planner_pb2.Plan(
-        context_item_id=plan.context_item_id,
-        clusters=[
-            common_pb2.PlannedCluster(
-                node_id=c.node_id,
-                description=c.description,
-                score=c.score,
-                serendipitous=c.serendipitous,
-            )
-            for c in plan.clusters
-        ],
-        own_node_id=plan.own_node_id,
-        reasoning=plan.reasoning,
-        tree_version=plan.tree_version,
-        planner_version=plan.planner_version,
-    )
-    message.planned_at.FromMilliseconds(plan.planned_at_ms)
-    return message
-
-
-def plan_from_proto(message: planner_pb2.Plan) -> Plan:
-    """Reads a plan.
-
-    Raises:
-        SerendipError: a cluster named twice, more than 8 of them, or a score that is no number.
-    """
-    try:
-        return Plan(
-            context_item_id=message.context_item_id,
-            clusters=tuple(
-                [
-                    PlannedCluster(c.node_id, c.description, c.score, c.serendipitous)
-                    for c in message.clusters
-                ]
-            ),
-            own_node_id=message.own_node_id if message.HasField("own_node_id") else None,
-            reasoning=message.reasoning,
-            tree_version=message.tree_version,
-            planner_version=message.planner_version,
-            planned_at_ms=message.planned_at.ToMilliseconds(),
-        )
-    except ValueError as error:
-        raise SerendipError(f"the answer is no plan: {error}", field="plan") from error
-
-
 # --- both tiers in one call --------------------------------------------------------------
 
 
@@ -339,7 +276,7 @@ def to_retrieve_request(
             "has no planned cluster",
             field="context_item_id",
             value=request.context_item_id,
-            remedy="Ask without siblings_only." if request.siblings_only else "",
+            remedy="Ask with another constraint.",
         )
     first, *rest = [cluster.node_id for cluster in plan.clusters]
     return retriever_pb2.RetrieveRequest(

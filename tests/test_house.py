@@ -13,7 +13,7 @@ BASE = {"core", "artifacts", "config", "progress", "storage"}
 CATALOG = BASE | {"catalog"}
 TREE = CATALOG | {"tree"}
 CURATION = TREE | {"curation"}
-PLANNING = CURATION | {"planning", "wire", "v1"}
+PLANNING = CURATION | {"planning", "wire", "wire_plans", "v1"}
 RETRIEVAL = CURATION | {"retrieval"}
 EVALUATION = PLANNING | RETRIEVAL | {"evaluation"}
 # Room -> the rooms that it may import; "x" of serendip.x, and the other packages' own names.
@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "artifacts": {"core", "storage"},
     "config": {"core"},
     "progress": set(),
-    "wire": {"core", "v1", "wire_filters"},
+    "wire": {"core", "v1", "wire_filters", "wire_plans"},
     "wire_filters": {"core", "v1"},
+    "wire_plans": {"core", "v1"},
+    "wire_bytes": set(),
     "inventory": BASE,
     "release": BASE | {"tree", "planning"},
     "lineage": BASE | {"inventory", "planning"},
@@ -39,10 +41,10 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "cli": EVALUATION | {"artifacts_cli", "release", "local", "serendip_client"},
     "serving": {"core", "wire", "v1", "serving"},
-    "planner_server": PLANNING | {"serving", "planner_server"},
+    "planner_server": PLANNING | {"serving", "wire_bytes", "planner_server"},
     "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}
-    | {"serving", "wire", "wire_filters", "v1", "retriever_server"},
-    "serendip_client": {"core", "wire", "wire_filters", "v1", "serendip_client"},
+    | {"serving", "wire", "wire_filters", "wire_bytes", "v1", "retriever_server"},
+    "serendip_client": {"core", "wire", "wire_filters", "wire_plans", "v1", "serendip_client"},
 }
 PACKAGES = {"planner_server": "", "retriever_server": "", "serendip_client": "clients/"}
 OURS = {"serendip", *PACKAGES}

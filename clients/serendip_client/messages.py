@@ -14,11 +14,10 @@ from serendip.v1 import planner_pb2, retriever_pb2
 from serendip.wire import (
     error_from_status,
     history_to_proto,
-    plan_from_proto,
     retrieval_from_proto,
-    source_from_proto,
     versions_from_proto,
 )
+from serendip.wire_plans import plan_from_proto, source_from_proto
 from serendip_client.types import Cluster, History, HistoryItem, PlanRow, Retrieved
 
 # --- requests ----------------------------------------------------------------------------
@@ -82,6 +81,7 @@ def plan_row(row: planner_pb2.PlanRow) -> PlanRow:
         age_s=row.age.ToNanoseconds() / 1e9,
         versions=versions_from_proto(row.versions),
         error=error,
+        left_out=row.left_out,
     )
 
 

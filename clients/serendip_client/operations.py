@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from serendip.core import (
     MAX_PLANNED_CLUSTERS,
+    Constraint,
     Filter,
     InvalidRequest,
     PlanSource,
@@ -22,14 +23,13 @@ from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
 from serendip.wire import (
     candidates_from_proto,
     error_from_status,
-    plan_from_proto,
     query_to_proto,
-    source_from_proto,
     to_recommend_response,
     to_retrieve_request,
     versions_from_proto,
 )
 from serendip.wire_filters import attributes_from_proto, filters_to_proto
+from serendip.wire_plans import constraint_to_proto, plan_from_proto, source_from_proto
 from serendip_client.messages import (
     building,
     cluster,
@@ -51,6 +51,8 @@ from serendip_client.types import (
 )
 
 T = TypeVar("T")
+
+ConstraintName = Literal["not_own", "siblings", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ def plan(
     context_item_ids: Sequence[str],
     k: int = MAX_PLANNED_CLUSTERS,
     *,
-    siblings_only: bool = False,
+    constraint: Constraint | ConstraintName = "not_own",
+    exclude_node_ids: Sequence[int] = (),
+    min_score: float | None = None,
+    reasoning: bool = True,
     tree_version: str = "",
 ) -> Operation[list[PlanRow]]:
     """Plans for context items: one row an item, in order.
@@ -82,7 +87,11 @@ def plan(
     Args:
         context_item_ids: 1 to 256 catalogue IDs.
         k: clusters a plan, 1 to 8.
-        siblings_only: only clusters that are serendipitous for the context item.
+        constraint: which clusters may be planned: every one but the item's own ("not_own"), only
+            those that are serendipitous for it ("siblings"), every one ("none").
+        exclude_node_ids: nodes whose clusters may not be planned, at most 1,024.
+        min_score: clusters with a lower score are left out.
+        reasoning: False leaves out what the MLLM wrote before its answer.
         tree_version: the tree expected; empty takes whichever is served.
 
     Raises:
@@ -94,7 +103,10 @@ def plan(
             context_item_ids=listed(context_item_ids, "context_item_ids"),
             k=k,
             tree_version=tree_version,
-            siblings_only=siblings_only,
+            constraint=constraint_to_proto(constraint),
+            exclude_node_ids=exclude_node_ids,
+            min_score=min_score,
+            no_reasoning=not reasoning,
         )
     response: planner_pb2.PlanResponse = yield Call("planner", "Plan", request)
     return [plan_row(row) for row in response.rows]
@@ -333,7 +345,7 @@ def recommend(
     context_item_id: str,
     k: int = 50,
     *,
-    siblings_only: bool = False,
+    constraint: Constraint | ConstraintName = "not_own",
     include_seen: bool = False,
     deny_item_ids: Sequence[str] = (),
     via: Literal["server", "client"] = "server",
@@ -344,7 +356,7 @@ def recommend(
         history: oldest first, at most 10,000 events; empty for a cold user.
         context_item_id: the catalogue's ID.
         k: candidates wanted, 1 to 1,000.
-        siblings_only: only clusters that are serendipitous for the context item.
+        constraint: which clusters may be planned, as ``plan``'s.
         include_seen: return items of the history as well.
         deny_item_ids: items never to return, at most 10,000.
         via: "server" asks the planner server for both tiers; "client" asks the planner, then the
@@ -361,7 +373,7 @@ def recommend(
             history=history_messages(events),
             context_item_id=context_item_id,
             k=k,
-            siblings_only=siblings_only,
+            constraint=constraint_to_proto(constraint),
             include_seen=include_seen,
             deny_item_ids=listed(deny_item_ids, "deny_item_ids"),
         )
@@ -388,7 +400,7 @@ def _composed(
         planner_pb2.PlanRequest(
             context_item_ids=[request.context_item_id],
             k=MAX_PLANNED_CLUSTERS,
-            siblings_only=request.siblings_only,
+            constraint=request.constraint,
         ),
     )
     if len(planned.rows) != 1:

@@ -44,6 +44,7 @@ class PlanRow:
 
     Attributes:
         age_s: seconds since the plan was made; 0 if it was made for this call.
+        left_out: clusters of the plan that was found which the call's options left out.
     """
 
     plan: Plan | None
@@ -51,6 +52,7 @@ class PlanRow:
     age_s: float
     versions: Versions
     error: SerendipError | None = None
+    left_out: int = 0
 
     def require(self) -> Plan:
         """The plan; raises the row's error if there is none."""

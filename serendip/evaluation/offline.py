@@ -15,7 +15,7 @@ import torch
 from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import fingerprint, read_items
 from serendip.config import Config
-from serendip.core import InvalidData, InvalidRequest, MediaError, Plan
+from serendip.core import Constraint, InvalidData, InvalidRequest, MediaError, Plan
 from serendip.curation.curate import current_pairs, read_pairs
 from serendip.evaluation.metrics import recall_at_k, share, wilson_interval
 from serendip.evaluation.truth import Truth, read_truth, swap_pairs
@@ -131,7 +131,9 @@ def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> Figure
     with progress("evaluate", batches * len(held_out.item_ids)) as tick:
         written = _written(planner, held_out, tick)
         plans = _plans(planner, held_out.contents, held_out.own, tick)
-        constrained = _plans(planner, held_out.contents, held_out.own, tick, siblings_only=True)
+        constrained = _plans(
+            planner, held_out.contents, held_out.own, tick, constraint=Constraint.SIBLINGS
+        )
         labels = held_out.labels
         chosen = [[c.node_id for c in p.clusters] for p in plans]
         free = [planner.trie.resolve(text) for _, text in written]
@@ -218,13 +220,13 @@ def _plans(
     own: Sequence[int],
     tick: Tick,
     *,
-    siblings_only: bool = False,
+    constraint: Constraint = Constraint.NOT_OWN,
 ) -> list[Plan]:
     plans: list[Plan] = []
     size = planner.search.batch_size
     for at in range(0, len(contents), size):
         mine = own[at : at + size]
-        views = [planner.view(o, siblings_only=siblings_only) for o in mine]
+        views = [planner.view(o, constraint=constraint) for o in mine]
         plans += planner.plan(contents[at : at + size], mine, views=views)
         tick(len(mine))
     return plans

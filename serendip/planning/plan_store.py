@@ -25,7 +25,7 @@ from serendip.core import (
 )
 from serendip.progress import Tick
 from serendip.v1 import planner_pb2
-from serendip.wire import plan_from_proto, plan_to_proto
+from serendip.wire_plans import plan_from_proto, plan_to_proto
 
 _TICK_EVERY = 4096
 _REMEDY = "Publish the plans again (serendip plan)."

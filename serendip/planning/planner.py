@@ -12,7 +12,7 @@ from functools import cached_property
 
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
-from serendip.core import CorruptArtifact, InvalidRequest, Plan, PlannedCluster
+from serendip.core import Constraint, CorruptArtifact, InvalidRequest, Plan, PlannedCluster
 from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
@@ -93,29 +93,29 @@ class Planner:
     def siblings(self, node_id: int) -> list[int]:
         """The clusters that are serendipitous for an item of cluster ``node_id``."""
         above = self.nodes.ancestor(node_id, self.level - self.level_gap)
-        lo, hi = self.nodes.leaf_lo[above], self.nodes.leaf_hi[above]
-        return [
-            n
-            for n in self.nodes.at_level(self.level)
-            if lo <= self.nodes.leaf_lo[n] < hi and n != node_id
-        ]
+        return [n for n in self.nodes.under(above, self.level) if n != node_id]
 
     def view(
-        self, own: int | None, *, exclude: Sequence[int] = (), siblings_only: bool = False
+        self,
+        own: int | None,
+        *,
+        exclude: Sequence[int] = (),
+        constraint: Constraint = Constraint.NOT_OWN,
     ) -> View:
-        """What may be planned for an item: not its own cluster, nor the excluded ones.
+        """What may be planned for an item.
 
         Args:
-            own: the item's cluster at the planning level, or None.
-            siblings_only: whether only serendipitous clusters may be planned.
+            own: the item's cluster at the planning level; None, if it is not known: no
+                constraint holds.
+            exclude: clusters of the planning level that may not be.
 
         Raises:
             InvalidRequest: no cluster is left.
         """
-        return self.trie.view(
-            only=self.siblings(own) if siblings_only and own is not None else None,
-            without=[*exclude, *([] if own is None else [own])],
-        )
+        if own is None or constraint is Constraint.NONE:
+            return self.trie.view(without=exclude)
+        siblings = self.siblings(own) if constraint is Constraint.SIBLINGS else None
+        return self.trie.view(only=siblings, without=[*exclude, own])
 
     def plan(
         self,

@@ -115,6 +115,18 @@ class Nodes:
         lo, hi = np.searchsorted(self.parent, [node_id, node_id + 1])
         return range(int(lo), int(hi))
 
+    def under(self, node_id: int, level: int) -> range:
+        """Node IDs at ``level`` that lie under the node, in path order; the node itself at its own.
+
+        Empty for a level above the node's.
+        """
+        at = self.at_level(level)
+        if self.level[node_id] > level:
+            return range(at.start, at.start)
+        first = self.leaf_lo[at.start : at.stop]
+        lo, hi = np.searchsorted(first, [self.leaf_lo[node_id], self.leaf_hi[node_id]])
+        return at[int(lo) : int(hi)]
+
     def ancestor(self, node_id: int, level: int) -> int:
         """The node itself or the one above it that lies at ``level``."""
         while self.level[node_id] > level:

@@ -19,10 +19,21 @@ class PlanSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PLAN_SOURCE_STORE: _ClassVar[PlanSource]
     PLAN_SOURCE_LIVE: _ClassVar[PlanSource]
     PLAN_SOURCE_FALLBACK: _ClassVar[PlanSource]
+
+class Constraint(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSTRAINT_UNSPECIFIED: _ClassVar[Constraint]
+    CONSTRAINT_NOT_OWN: _ClassVar[Constraint]
+    CONSTRAINT_SIBLINGS: _ClassVar[Constraint]
+    CONSTRAINT_NONE: _ClassVar[Constraint]
 PLAN_SOURCE_UNSPECIFIED: PlanSource
 PLAN_SOURCE_STORE: PlanSource
 PLAN_SOURCE_LIVE: PlanSource
 PLAN_SOURCE_FALLBACK: PlanSource
+CONSTRAINT_UNSPECIFIED: Constraint
+CONSTRAINT_NOT_OWN: Constraint
+CONSTRAINT_SIBLINGS: Constraint
+CONSTRAINT_NONE: Constraint
 
 class Plan(_message.Message):
     __slots__ = ("context_item_id", "clusters", "own_node_id", "reasoning", "tree_version", "planner_version", "planned_at")
@@ -43,16 +54,22 @@ class Plan(_message.Message):
     def __init__(self, context_item_id: _Optional[str] = ..., clusters: _Optional[_Iterable[_Union[_common_pb2.PlannedCluster, _Mapping]]] = ..., own_node_id: _Optional[int] = ..., reasoning: _Optional[str] = ..., tree_version: _Optional[str] = ..., planner_version: _Optional[str] = ..., planned_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("context_item_ids", "k", "tree_version", "siblings_only")
+    __slots__ = ("context_item_ids", "k", "tree_version", "constraint", "exclude_node_ids", "min_score", "no_reasoning")
     CONTEXT_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
     TREE_VERSION_FIELD_NUMBER: _ClassVar[int]
-    SIBLINGS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    NO_REASONING_FIELD_NUMBER: _ClassVar[int]
     context_item_ids: _containers.RepeatedScalarFieldContainer[str]
     k: int
     tree_version: str
-    siblings_only: bool
-    def __init__(self, context_item_ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., tree_version: _Optional[str] = ..., siblings_only: _Optional[bool] = ...) -> None: ...
+    constraint: Constraint
+    exclude_node_ids: _containers.RepeatedScalarFieldContainer[int]
+    min_score: float
+    no_reasoning: bool
+    def __init__(self, context_item_ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., tree_version: _Optional[str] = ..., constraint: _Optional[_Union[Constraint, str]] = ..., exclude_node_ids: _Optional[_Iterable[int]] = ..., min_score: _Optional[float] = ..., no_reasoning: _Optional[bool] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("rows",)
@@ -61,18 +78,20 @@ class PlanResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[PlanRow, _Mapping]]] = ...) -> None: ...
 
 class PlanRow(_message.Message):
-    __slots__ = ("status", "plan", "source", "age", "versions")
+    __slots__ = ("status", "plan", "source", "age", "versions", "left_out")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     status: _status_pb2.Status
     plan: Plan
     source: PlanSource
     age: _duration_pb2.Duration
     versions: _common_pb2.Versions
-    def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., source: _Optional[_Union[PlanSource, str]] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ...) -> None: ...
+    left_out: int
+    def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., source: _Optional[_Union[PlanSource, str]] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class PlanContentRequest(_message.Message):
     __slots__ = ("title", "text", "thumbnail", "frames", "k", "tree_version", "exclude_node_ids")

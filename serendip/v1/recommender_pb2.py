@@ -26,7 +26,7 @@ from serendip.v1 import common_pb2 as serendip_dot_v1_dot_common__pb2
 from serendip.v1 import planner_pb2 as serendip_dot_v1_dot_planner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserendip/v1/recommender.proto\x12\x0bserendip.v1\x1a\x18serendip/v1/common.proto\x1a\x19serendip/v1/planner.proto\"\xa5\x01\n\x10RecommendRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x17\n\x0f\x63ontext_item_id\x18\x02 \x01(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12\x15\n\rsiblings_only\x18\x04 \x01(\x08\x12\x14\n\x0cinclude_seen\x18\x05 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x06 \x03(\t\"\xc6\x01\n\x11RecommendResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12\x12\n\nwidened_to\x18\x04 \x03(\x05\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions2Y\n\x0bRecommender\x12J\n\tRecommend\x12\x1d.serendip.v1.RecommendRequest\x1a\x1e.serendip.v1.RecommendResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserendip/v1/recommender.proto\x12\x0bserendip.v1\x1a\x18serendip/v1/common.proto\x1a\x19serendip/v1/planner.proto\"\xbb\x01\n\x10RecommendRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x17\n\x0f\x63ontext_item_id\x18\x02 \x01(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12+\n\nconstraint\x18\x04 \x01(\x0e\x32\x17.serendip.v1.Constraint\x12\x14\n\x0cinclude_seen\x18\x05 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x06 \x03(\t\"\xc6\x01\n\x11RecommendResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12\x12\n\nwidened_to\x18\x04 \x03(\x05\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions2Y\n\x0bRecommender\x12J\n\tRecommend\x12\x1d.serendip.v1.RecommendRequest\x1a\x1e.serendip.v1.RecommendResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.serendip.v1P\001Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1'
   _globals['_RECOMMENDREQUEST']._serialized_start=100
-  _globals['_RECOMMENDREQUEST']._serialized_end=265
-  _globals['_RECOMMENDRESPONSE']._serialized_start=268
-  _globals['_RECOMMENDRESPONSE']._serialized_end=466
-  _globals['_RECOMMENDER']._serialized_start=468
-  _globals['_RECOMMENDER']._serialized_end=557
+  _globals['_RECOMMENDREQUEST']._serialized_end=287
+  _globals['_RECOMMENDRESPONSE']._serialized_start=290
+  _globals['_RECOMMENDRESPONSE']._serialized_end=488
+  _globals['_RECOMMENDER']._serialized_start=490
+  _globals['_RECOMMENDER']._serialized_end=579
 # @@protoc_insertion_point(module_scope)

@@ -9,20 +9,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("history", "context_item_id", "k", "siblings_only", "include_seen", "deny_item_ids")
+    __slots__ = ("history", "context_item_id", "k", "constraint", "include_seen", "deny_item_ids")
     HISTORY_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
-    SIBLINGS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINT_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     DENY_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     history: _containers.RepeatedCompositeFieldContainer[_common_pb2.HistoryItem]
     context_item_id: str
     k: int
-    siblings_only: bool
+    constraint: _planner_pb2.Constraint
     include_seen: bool
     deny_item_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, history: _Optional[_Iterable[_Union[_common_pb2.HistoryItem, _Mapping]]] = ..., context_item_id: _Optional[str] = ..., k: _Optional[int] = ..., siblings_only: _Optional[bool] = ..., include_seen: _Optional[bool] = ..., deny_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, history: _Optional[_Iterable[_Union[_common_pb2.HistoryItem, _Mapping]]] = ..., context_item_id: _Optional[str] = ..., k: _Optional[int] = ..., constraint: _Optional[_Union[_planner_pb2.Constraint, str]] = ..., include_seen: _Optional[bool] = ..., deny_item_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("candidates", "plan", "source", "widened_to", "versions")

@@ -33,6 +33,7 @@ from serendip.core import (
     Versions,
     WrongTree,
 )
+from serendip.v1 import planner_pb2
 
 METHODS = (
     "plan",
@@ -92,7 +93,7 @@ def client(request: pytest.FixtureRequest, servers: tuple[Tiers, str, str]) -> I
 
 
 def test_plan(client: Both) -> None:
-    good, bad = client.plan(["a", "unknown"], k=2, siblings_only=True, tree_version=TREE)
+    good, bad = client.plan(["a", "unknown"], k=2, constraint="siblings", tree_version=TREE)
     assert good.plan == toy_tiers.plan_of("a", 2)
     assert (good.source, good.age_s, good.error) == (PlanSource.STORE, 1.5, None)
     assert good.versions == PLANNER_VERSIONS
@@ -102,7 +103,8 @@ def test_plan(client: Both) -> None:
     with pytest.raises(NotFound, match="unknown"):
         bad.require()
     request = client.tiers.planner.requests[-1]
-    assert (request.k, request.siblings_only, request.tree_version) == (2, True, TREE)
+    assert (request.k, request.tree_version) == (2, TREE)
+    assert request.constraint == planner_pb2.CONSTRAINT_SIBLINGS
 
 
 def test_plan_content(client: Both) -> None:
@@ -233,14 +235,14 @@ def test_retrieve_batch(client: Both) -> None:
 
 def test_recommend_is_the_same_on_both_ways(client: Both) -> None:
     history = [("a", 5, 0.5), ("b", 6, None)]
-    arguments = {"deny_item_ids": ["z"], "include_seen": True, "siblings_only": True}
+    arguments = {"deny_item_ids": ["z"], "include_seen": True, "constraint": "siblings"}
     by_server = client.recommend(history, "a", 3, **arguments, via="server")
     asked_by_server = client.tiers.retriever.requests[-1]
     by_client = client.recommend(history, "a", 3, **arguments, via="client")
     assert client.tiers.retriever.requests[-1] == asked_by_server
     asked_planner = client.tiers.planner.requests[-2:]
     assert asked_planner[0] == asked_planner[1]
-    assert asked_planner[1].siblings_only
+    assert asked_planner[1].constraint == planner_pb2.CONSTRAINT_SIBLINGS
     assert by_client == by_server
     assert list(asked_by_server.node_ids) == [4]
     assert list(asked_by_server.widen_node_ids) == [6, 5]
@@ -358,7 +360,10 @@ def test_the_two_clients_show_the_same_methods() -> None:
         assert inspect.signature(sync) == inspect.signature(asynchronous)
         assert sync.__doc__
     shown = inspect.signature(SerendipClient("127.0.0.1:1").plan)
-    assert list(shown.parameters) == ["context_item_ids", "k", "siblings_only", "tree_version"]
+    assert list(shown.parameters) == [
+        *("context_item_ids", "k", "constraint", "exclude_node_ids"),
+        *("min_score", "reasoning", "tree_version"),
+    ]
     assert shown.return_annotation == "list[PlanRow]"
     public = {n for n in dir(SerendipClient) if not n.startswith("_")}
     assert public == {n for n in dir(AsyncSerendipClient) if not n.startswith("_")}

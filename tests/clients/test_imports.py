@@ -58,4 +58,5 @@ def test_the_client_needs_nothing_that_a_bare_install_lacks() -> None:
         "serendip.core",
         "serendip.wire",
         "serendip.wire_filters",
+        "serendip.wire_plans",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serendip import wire
+from serendip import wire, wire_plans
 from serendip.core import (
     AttributeType,
     Candidate,
@@ -66,8 +66,8 @@ class Planner:
                 plan = plan_of(item, 0)
             row = planner_pb2.PlanRow(
                 status=OK_STATUS,
-                plan=wire.plan_to_proto(plan),
-                source=wire.source_to_proto(PlanSource.STORE),
+                plan=wire_plans.plan_to_proto(plan),
+                source=wire_plans.source_to_proto(PlanSource.STORE),
                 versions=wire.versions_to_proto(PLANNER_VERSIONS),
             )
             row.age.FromMilliseconds(1500)
@@ -76,7 +76,7 @@ class Planner:
 
     async def PlanContent(self, request: Any, call: Call) -> planner_pb2.PlanContentResponse:
         self._note(request, call)
-        plan = wire.plan_to_proto(plan_of("", request.k))
+        plan = wire_plans.plan_to_proto(plan_of("", request.k))
         plan.ClearField("own_node_id")
         return planner_pb2.PlanContentResponse(
             plan=plan, versions=wire.versions_to_proto(PLANNER_VERSIONS)
@@ -119,7 +119,7 @@ class Recommender:
     async def Recommend(self, request: Any, call: Call) -> recommender_pb2.RecommendResponse:
         wire.check_recommend_request(request)
         asked = planner_pb2.PlanRequest(
-            context_item_ids=[request.context_item_id], k=8, siblings_only=request.siblings_only
+            context_item_ids=[request.context_item_id], k=8, constraint=request.constraint
         )
         (row,) = (await self._planner.Plan(asked, call)).rows
         error = wire.error_from_status(row.status)

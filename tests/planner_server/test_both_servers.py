@@ -113,13 +113,6 @@ def test_the_fallback_is_the_siblings_by_satisfaction(up, client):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_siblings_only_keeps_what_is_serendipitous(up, client):
-    for row in client.plan([up.stored, up.live], siblings_only=True):
-        own = row.require().own_node_id
-        assert all(up.tree.nodes.is_serendipitous(own, c.node_id, 1) for c in row.plan.clusters)
-        assert row.plan.clusters
-
-
 def jpeg(side=32):
     out = io.BytesIO()
     Image.fromarray(np.full((side, side, 3), 90, np.uint8)).save(out, "JPEG")

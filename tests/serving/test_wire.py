@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serendip import wire
+from serendip import wire, wire_plans
 from serendip.core import (
     AttributeType,
     Candidate,
@@ -114,20 +114,20 @@ def test_a_plan_survives_the_wire(
 ) -> None:
     unique = tuple({c.node_id: c for c in clusters}.values())
     plan = Plan("item", unique, own, "because", "t" * 12, "p" * 12, planned_at_ms)
-    raw = wire.plan_to_proto(plan).SerializeToString()
-    assert wire.plan_from_proto(planner_pb2.Plan.FromString(raw)) == plan
+    raw = wire_plans.plan_to_proto(plan).SerializeToString()
+    assert wire_plans.plan_from_proto(planner_pb2.Plan.FromString(raw)) == plan
 
 
 def test_a_plan_that_is_none_is_a_typed_error() -> None:
     cluster = common_pb2.PlannedCluster(node_id=3)
     with pytest.raises(SerendipError, match="plan"):
-        wire.plan_from_proto(planner_pb2.Plan(clusters=[cluster, cluster]))
+        wire_plans.plan_from_proto(planner_pb2.Plan(clusters=[cluster, cluster]))
 
 
 def test_sources() -> None:
     for source in PlanSource:
-        assert wire.source_from_proto(wire.source_to_proto(source)) is source
-    assert wire.source_from_proto(wire.source_to_proto(None)) is None
+        assert wire_plans.source_from_proto(wire_plans.source_to_proto(source)) is source
+    assert wire_plans.source_from_proto(wire_plans.source_to_proto(None)) is None
 
 
 def request() -> retriever_pb2.RetrieveRequest:

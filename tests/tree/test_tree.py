@@ -72,6 +72,17 @@ def test_ancestors_and_serendipity():
         nodes.check(len(nodes))
 
 
+def test_what_lies_under_a_node_are_those_that_it_is_an_ancestor_of():
+    nodes = make_tree([0]).nodes
+    for node in range(len(nodes)):
+        for level in range(5):
+            own = nodes.level[node]
+            below = [
+                n for n in nodes.at_level(level) if own <= level and nodes.ancestor(n, own) == node
+            ]
+            assert list(nodes.under(node, level)) == below
+
+
 def test_a_tree_survives_its_files(tmp_path):
     tree = make_tree([3, 1, 1, 23])
     tree.save(tmp_path)

@@ -1,0 +1,201 @@
+"""./build.sh bench planner [--quick]: what a plan look-up costs, beside what gRPC itself costs.
+
+The planner server, plans in LMDB, no model, metrics on; and a bare grpc.aio that answers the same
+requests with the same bytes and looks nothing up. Both on one core, h2load on the other; they take
+turns. 1, 16 and 256 items a call. A run is void unless the server counted as many OK answers as
+h2load counted answers; the bytes that the echo answers with are the server's own, compared with
+the store's plans first. Redis GET through redis-py, one connection over a Unix socket, takes its
+turn as well: a client in Python that waits for each answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import grpc
+import numpy as np
+import redis
+from common.timing import Times, shown
+from peers.stores import RedisServer
+from rich.console import Console
+from rich.table import Table
+from serving import load, servers
+from serving.load import MANY, ONE, Load, Ran
+from serving.plans_material import ROOT, make, request
+
+from serendip.planning.lmdb_store import FILE, LmdbStore
+from serendip.v1 import planner_pb2, planner_pb2_grpc
+
+ITEMS = (1, 16, 256)
+METHOD = "/serendip.v1.Planner/Plan"
+OURS, ECHO = "planner server", "grpc.aio, no look-up"
+wide = Console(stderr=True, highlight=False, width=150)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+    redis_gets: int
+
+
+FULL, QUICK = Plan(7, 2.0, 5_000), Plan(3, 0.5, 1_000)
+LOADS: Mapping[int, Sequence[Load]] = {1: (ONE, MANY), 16: (ONE, MANY), 256: (ONE, Load(4, 2))}
+
+
+def main() -> None:
+    """Measures, and prints a table and one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    if load.missing():
+        parser.exit(2, f"bench planner: {load.HOW_TO_INSTALL}\n")
+    plan = QUICK if options.quick else FULL
+    artifacts = make()
+    release = artifacts.current("release")
+    store = LmdbStore(artifacts.open("plans", release.inputs["plans"]).file(FILE))
+    with tempfile.TemporaryDirectory() as folder, servers.running([ours()]) as (server,):
+        answers(server, store, Path(folder))
+        with servers.running([echo(Path(folder))]) as (peer,):
+            runs, gets = measure(plan, server, peer, store)
+    report(options.quick, plan, runs, gets)
+
+
+def ours() -> servers.Kind:
+    """This project's planner server, which plans nothing live."""
+    command = (sys.executable, "-m", "planner_server", "--artifacts", str(ROOT), "--no-live")
+    return servers.Kind(
+        OURS,
+        (*command, "--port", "0", "--metrics-port", "0"),
+        METHOD,
+        r'grpc_server_handled_total\{(?=[^}]*grpc_code="OK")(?=[^}]*grpc_method="Plan")',
+    )
+
+
+def echo(folder: Path) -> servers.Kind:
+    """A server that has its answers in a folder."""
+    command = (sys.executable, "-m", "peers.plan_echo", str(folder))
+    return servers.Kind(ECHO, command, METHOD, "plain_answers_total")
+
+
+def answers(server: servers.Server, store: LmdbStore, folder: Path) -> None:
+    """Asks the server once for each size, checks the plans, and leaves both for the echo."""
+    with grpc.insecure_channel(server.address) as channel:
+        stub = planner_pb2_grpc.PlannerStub(channel)
+        for items in ITEMS:
+            asked = request(items)
+            got: planner_pb2.PlanResponse = stub.Plan(asked, timeout=30, wait_for_ready=True)
+            wanted = store.get_many(list(asked.context_item_ids))
+            assert [row.plan.SerializeToString(deterministic=True) for row in got.rows] == wanted
+            (folder / f"{items}.request").write_bytes(asked.SerializeToString())
+            (folder / f"{items}.response").write_bytes(got.SerializeToString())
+
+
+Runs = dict[tuple[str, int, str], list[Ran]]
+
+
+def measure(
+    plan: Plan, server: servers.Server, peer: servers.Server, store: LmdbStore
+) -> tuple[Runs, list[Times]]:
+    """Runs by (server, items a call, load), and seconds of each Redis GET by round."""
+    runs: Runs = {}
+    gets = []
+    picked = list(request(256).context_item_ids)
+    stored = store.get_many(picked)
+    with closing(RedisServer()) as keeper:
+        client = redis.Redis.from_url(keeper.url)
+        client.mset(dict(zip(picked, stored, strict=True)))
+        for turn in range(plan.rounds):
+            wide.print(f"round {turn + 1} of {plan.rounds}")
+            for items, loads in LOADS.items():
+                body = request(items).SerializeToString()
+                for at in loads:
+                    order = (server, peer) if turn % 2 else (peer, server)
+                    for one in order:
+                        key = (one.kind.name, items, str(at))
+                        calls = 200 if key not in runs else int(runs[key][0].rate * plan.seconds)
+                        ran = load.run(one, METHOD, body, at, max(64, calls))
+                        runs.setdefault(key, []).append(ran)
+            gets.append(redis_gets(client, picked, plan.redis_gets))
+    # The first of each was short, to warm up and to tell how many calls a run has.
+    return {key: all_of[1:] for key, all_of in runs.items()}, gets
+
+
+def redis_gets(client: Any, picked: list[str], count: int) -> Times:
+    """Seconds of each of ``count`` GETs, one after the other."""
+    took = np.empty(count)
+    for at in range(count):
+        began = time.perf_counter()
+        client.get(picked[at % len(picked)])
+        took[at] = time.perf_counter() - began
+    return took
+
+
+def report(quick: bool, plan: Plan, runs: Runs, gets: list[Times]) -> None:
+    """Prints the table and the JSON object."""
+    table = Table(
+        "items a call", "load", "server", "calls/s", "plans/s", "p50 ms", "p99 ms", "CPU us a call"
+    )
+    figures, ratios = {}, {}
+    for (name, items, at), of in runs.items():
+        rates, p50, p99, cpu = (
+            np.array([getattr(ran, field) for ran in of])
+            for field in ("rate", "p50_ms", "p99_ms", "cpu_us")
+        )
+        plans = rates * items
+        table.add_row(str(items), at, name, *(shown(v, 1) for v in (rates, plans, p50, p99, cpu)))
+        figures[f"{name}, {items} a call, {at}"] = {
+            "calls_per_s": float(np.median(rates)),
+            "plans_per_s": float(np.median(plans)),
+            "p50_ms": float(np.median(p50)),
+            "p99_ms": float(np.median(p99)),
+            "cpu_us": float(np.median(cpu)),
+        }
+        if name == OURS:
+            bare = runs[ECHO, items, at]
+            rate = np.array([b.rate for b in bare])
+            slow = np.array([b.p99_ms for b in bare])
+            ratios[f"{items} a call, {at}: rate of echo's"] = float(np.median(rates / rate))
+            ratios[f"{items} a call, {at}: p99 over echo's"] = float(np.median(p99 / slow))
+    p50, p99 = (np.array([np.percentile(took, q) for took in gets]) * 1e3 for q in (50, 99))
+    rate = np.array([1 / took.mean() for took in gets])
+    table.add_row("1", "c=1", "Redis GET, redis-py", *(shown(v, 1) for v in (rate, rate, p50, p99)))
+    figures["redis"] = {"calls_per_s": float(np.median(rate)), "p50_ms": float(np.median(p50))}
+    wide.print(table)
+    conditions = {
+        "quick": quick,
+        "rounds": plan.rounds - 1,
+        "seconds": plan.seconds,
+        "plans": "made up, real encoding, 564 bytes; 100,000 in LMDB; each call repeats one body",
+        "server_core": servers.SERVER_CORE,
+        "load_core": servers.LOAD_CORE,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in ("grpcio", "lmdb", "protobuf", "redis")},
+    }
+    print(
+        json.dumps(
+            {"bench": "planner", "conditions": conditions, "figures": figures, "ratios": ratios}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

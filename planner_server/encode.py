@@ -1,0 +1,68 @@
+"""Rows of plans as the bytes of their response; a stored plan goes on the wire as it lies.
+
+Knows no store and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from serendip.core import PlanSource, Versions
+from serendip.serving.errors import OK_STATUS
+from serendip.v1 import planner_pb2
+from serendip.wire import versions_to_proto
+from serendip.wire_bytes import LENGTH_PREFIXED, key, varint
+from serendip.wire_plans import source_to_proto
+
+_ROW = key("rows", planner_pb2.PlanResponse, LENGTH_PREFIXED)
+_PLAN = bytes([key("plan", planner_pb2.PlanRow, LENGTH_PREFIXED)])
+
+
+@lru_cache(maxsize=16)
+def head_of_stored(versions: Versions) -> bytes:
+    """What all PlanRows of stored plans have in common: OK, the source, the versions."""
+    row = planner_pb2.PlanRow(
+        status=OK_STATUS,
+        source=source_to_proto(PlanSource.STORE),
+        versions=versions_to_proto(versions),
+    )
+    data: bytes = row.SerializeToString()
+    return data
+
+
+def encode_stored(plan: bytes, head: bytes, age_s: int) -> bytes:
+    """The PlanRow of a stored plan, of which nothing is left out.
+
+    Args:
+        plan: a serialised serendip.v1.Plan.
+        head: of ``head_of_stored``.
+        age_s: whole seconds since it was made; below 0, where clocks differ, it is 0.
+    """
+    return b"".join((head, _age(age_s), _PLAN, _length(len(plan)), plan))
+
+
+def encode_response(rows: Iterable[bytes]) -> bytes:
+    """A PlanResponse of serialised PlanRows."""
+    parts: list[bytes] = []
+    for row in rows:
+        parts += (_before(len(row)), row)
+    return b"".join(parts)
+
+
+# The plans of a bulk chunk are of the same second.
+@lru_cache(maxsize=1 << 14)
+def _age(seconds: int) -> bytes:
+    row = planner_pb2.PlanRow()
+    row.age.FromSeconds(max(0, seconds))
+    data: bytes = row.SerializeToString()
+    return data
+
+
+@lru_cache(maxsize=1 << 14)
+def _before(length: int) -> bytes:
+    """What stands before a row of so many bytes."""
+    return b"%c%b" % (_ROW, varint(length))
+
+
+_length = lru_cache(maxsize=1 << 14)(varint)

@@ -1,0 +1,242 @@
+"""The rows of a Plan call: from the store, else live, else the fallback, cut to what is wanted.
+
+    store ──has it──> options ──k are left──> as it lies, or cut
+      │ lacks it        │ too few are left
+      └──────> live <───┘
+                 │ no media, no time, no model
+                 └──> what was left of the stored plan, else the fallback, else NOT_FOUND
+
+Knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from planner_server.encode import encode_stored, head_of_stored
+from planner_server.live import LiveQuery
+from planner_server.release import Serving
+from serendip.core import (
+    MAX_PLANNED_CLUSTERS,
+    Constraint,
+    CorruptArtifact,
+    NotFound,
+    Plan,
+    PlanSource,
+    SerendipError,
+)
+from serendip.planning.lmdb_store import LmdbStore
+from serendip.planning.plan_store import plan_message
+from serendip.serving.errors import OK_STATUS, status_of
+from serendip.v1 import common_pb2, planner_pb2
+from serendip.wire import versions_to_proto
+from serendip.wire_plans import constraint_from_proto, plan_to_proto, source_to_proto
+
+# What a call keeps of its deadline to answer in, once a live plan has been waited for in vain.
+_TO_ANSWER_S = 0.02
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request wants of each plan.
+
+    Attributes:
+        k: clusters.
+        exclude: clusters of the planning level that may not be among them.
+        min_score: of stored and live plans; None: any.
+    """
+
+    k: int
+    constraint: Constraint
+    exclude: frozenset[int]
+    min_score: float | None
+    reasoning: bool
+
+    @classmethod
+    def of(cls, request: planner_pb2.PlanRequest, serving: Serving) -> Wanted:
+        """Reads a checked request. Raises NotFound where it names an unknown node."""
+        return cls(
+            k=request.k,
+            constraint=constraint_from_proto(request.constraint),
+            exclude=frozenset(serving.clusters_under(request.exclude_node_ids)),
+            min_score=request.min_score if request.HasField("min_score") else None,
+            reasoning=not request.no_reasoning,
+        )
+
+    @property
+    def all(self) -> bool:
+        """Whether a stored plan is answered as it lies, whatever is in it."""
+        return (
+            self.k == MAX_PLANNED_CLUSTERS
+            and self.reasoning
+            and self.min_score is None
+            and not self.exclude
+            and self.constraint is not Constraint.SIBLINGS
+        )
+
+    def may_have(self, cluster: common_pb2.PlannedCluster) -> bool:
+        """Whether the constraint and the exclusions leave a cluster, whatever its score."""
+        return cluster.node_id not in self.exclude and (
+            cluster.serendipitous or self.constraint is not Constraint.SIBLINGS
+        )
+
+    def lacks(self, plan: planner_pb2.Plan) -> bool:
+        """Whether a plan made for these options could have more clusters than this one's."""
+        left = sum(map(self.may_have, plan.clusters))
+        return left < min(self.k, len(plan.clusters))
+
+    def cut(self, plan: planner_pb2.Plan, source: PlanSource) -> int:
+        """Takes out what is not wanted; returns how many clusters the options left out."""
+        least = None if source is PlanSource.FALLBACK else self.min_score
+        before = len(plan.clusters)
+        for at in reversed(range(before)):
+            cluster = plan.clusters[at]
+            if not self.may_have(cluster) or (least is not None and cluster.score < least):
+                del plan.clusters[at]
+        left_out = before - len(plan.clusters)
+        del plan.clusters[self.k :]
+        if not self.reasoning:
+            plan.ClearField("reasoning")
+        return left_out
+
+
+class PlanRows:
+    """Answers for one release."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def rows(self, ids: Sequence[str], wanted: Wanted, deadline: float | None) -> list[bytes]:
+        """One serialised PlanRow an item, in order: stored plans at once, the others together.
+
+        Args:
+            deadline: time.monotonic() in seconds; None: there is none.
+        """
+        stored = await self._stored(ids)
+        rows = self._as_they_lie(stored) if wanted.all else [b""] * len(ids)
+        rest = [at for at, row in enumerate(rows) if not row]
+        if rest:
+            made = await asyncio.gather(
+                *(self._made(ids[at], stored[at], wanted, deadline) for at in rest)
+            )
+            for at, row in zip(rest, made, strict=True):
+                rows[at] = row
+        return rows
+
+    def _as_they_lie(self, stored: Sequence[bytes | None]) -> list[bytes]:
+        """The row of each stored plan, whole; empty where there is none, or it cannot be read."""
+        now_s = int(time.time())
+        head = head_of_stored(self._serving.versions)
+
+        def row(data: bytes | None) -> bytes:
+            if data is None:
+                return b""
+            try:
+                planned_s = plan_message(data).planned_at.seconds
+            except CorruptArtifact:  # which _made says
+                return b""
+            return encode_stored(data, head, now_s - planned_s)
+
+        return list(map(row, stored))
+
+    def fallback(self, item_id: str, own: int, wanted: Wanted) -> planner_pb2.PlanRow:
+        """The fallback of an item, for a plan of which the options leave nothing."""
+        plan = plan_to_proto(self._serving.fallback(item_id, own))
+        return planner_pb2.PlanRow.FromString(self._row(plan, PlanSource.FALLBACK, wanted))
+
+    async def _stored(self, ids: Sequence[str]) -> list[bytes | None]:
+        store = self._serving.store
+        if isinstance(store, LmdbStore):  # a mapped file: a thread would take longer than the read
+            return store.get_many(ids)
+        return await asyncio.to_thread(store.get_many, ids)
+
+    async def _made(
+        self,
+        item_id: str,
+        data: bytes | None,
+        wanted: Wanted,
+        deadline: float | None,
+    ) -> bytes:
+        """The row of an item, ``data`` being its stored plan."""
+        try:
+            stored = None if data is None else plan_message(data)
+            if stored is not None and not (
+                wanted.lacks(stored) and self._may_live(item_id, deadline)
+            ):
+                return self._row(stored, PlanSource.STORE, wanted)
+            own = self._serving.tree.node_of(item_id, self._serving.level)
+            try:
+                live = await self._live(item_id, own, wanted, deadline)
+            except SerendipError:  # no time, no media, nothing left to plan
+                if stored is None and own is None:
+                    raise
+                live = None
+            if live is not None:
+                return self._row(plan_to_proto(live), PlanSource.LIVE, wanted)
+            if stored is not None:
+                return self._row(stored, PlanSource.STORE, wanted)
+            if own is None:
+                raise NotFound(
+                    "neither the plans nor the tree have it",
+                    field="context_item_ids",
+                    value=item_id,
+                    remedy="Send its title and thumbnail to PlanContent.",
+                )
+            fallback = plan_to_proto(self._serving.fallback(item_id, own))
+            return self._row(fallback, PlanSource.FALLBACK, wanted)
+        except Exception as e:  # a row's failure is that row's status, whatever it is
+            return _failed(e)
+
+    def _may_live(self, item_id: str, deadline: float | None) -> bool:
+        """Whether a live plan is worth a try: there is a model, the item's media, and time."""
+        live = self._serving.live
+        if live is None or item_id not in self._serving.items:
+            return False
+        return deadline is None or time.monotonic() + live.batch_s < deadline - _TO_ANSWER_S
+
+    async def _live(
+        self, item_id: str, own: int | None, wanted: Wanted, deadline: float | None
+    ) -> Plan | None:
+        """A live plan for what is wanted; None where there is no model, media or time for one.
+
+        Raises:
+            SerendipError: it was tried, and failed.
+        """
+        serving = self._serving
+        if serving.live is None or not self._may_live(item_id, deadline):
+            return None
+        query = LiveQuery(
+            serving.items[item_id],
+            own,
+            exclude=tuple(sorted(wanted.exclude)),
+            constraint=wanted.constraint,
+        )
+        # In time for the other rows to be answered, and for this one to have its second best.
+        return await serving.live.plan(query, None if deadline is None else deadline - _TO_ANSWER_S)
+
+    def _row(self, plan: planner_pb2.Plan, source: PlanSource, wanted: Wanted) -> bytes:
+        left_out = wanted.cut(plan, source)
+        versions = self._serving.versions
+        if source is PlanSource.LIVE:
+            versions = replace(versions, plans_version="")
+        elif source is PlanSource.FALLBACK:
+            versions = replace(versions, planner_version="")
+        row = planner_pb2.PlanRow(
+            status=OK_STATUS,
+            plan=plan,
+            source=source_to_proto(source),
+            versions=versions_to_proto(versions),
+            left_out=left_out,
+        )
+        if source is PlanSource.STORE:
+            row.age.FromSeconds(max(0, int(time.time()) - plan.planned_at.seconds))
+        data: bytes = row.SerializeToString()
+        return data
+
+
+def _failed(error: Exception) -> bytes:
+    data: bytes = planner_pb2.PlanRow(status=status_of(error)).SerializeToString()
+    return data
