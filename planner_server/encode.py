@@ -39,7 +39,7 @@ def encode_stored(plan: bytes, head: bytes, age_s: int) -> bytes:
         head: of ``head_of_stored``.
         age_s: whole seconds since it was made; below 0, where clocks differ, it is 0.
     """
-    return b"".join((head, _age(age_s), _PLAN, _length(len(plan)), plan))
+    return _before_plan(head, age_s, len(plan)) + plan
 
 
 def encode_response(rows: Iterable[bytes]) -> bytes:
@@ -50,19 +50,16 @@ def encode_response(rows: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-# The plans of a bulk chunk are of the same second.
-@lru_cache(maxsize=1 << 14)
-def _age(seconds: int) -> bytes:
+# The plans of a bulk chunk are of the same second, and plans are of some hundred lengths.
+@lru_cache(maxsize=1 << 16)
+def _before_plan(head: bytes, age_s: int, length: int) -> bytes:
+    """What stands before a stored plan of so many bytes in its PlanRow."""
     row = planner_pb2.PlanRow()
-    row.age.FromSeconds(max(0, seconds))
-    data: bytes = row.SerializeToString()
-    return data
+    row.age.FromSeconds(max(0, age_s))
+    return b"".join((head, row.SerializeToString(), _PLAN, varint(length)))
 
 
 @lru_cache(maxsize=1 << 14)
 def _before(length: int) -> bytes:
     """What stands before a row of so many bytes."""
     return b"%c%b" % (_ROW, varint(length))
-
-
-_length = lru_cache(maxsize=1 << 14)(varint)

@@ -29,7 +29,7 @@ from serendip.core import (
     SerendipError,
 )
 from serendip.planning.lmdb_store import LmdbStore
-from serendip.planning.plan_store import plan_message
+from serendip.planning.plan_store import plan_message, planned_at_s
 from serendip.serving.errors import OK_STATUS, status_of
 from serendip.v1 import common_pb2, planner_pb2
 from serendip.wire import versions_to_proto
@@ -135,10 +135,9 @@ class PlanRows:
             if data is None:
                 return b""
             try:
-                planned_s = plan_message(data).planned_at.seconds
+                return encode_stored(data, head, now_s - planned_at_s(data))
             except CorruptArtifact:  # which _made says
                 return b""
-            return encode_stored(data, head, now_s - planned_s)
 
         return list(map(row, stored))
 

@@ -13,7 +13,7 @@ BASE = {"core", "artifacts", "config", "progress", "storage"}
 CATALOG = BASE | {"catalog"}
 TREE = CATALOG | {"tree"}
 CURATION = TREE | {"curation"}
-PLANNING = CURATION | {"planning", "wire", "wire_plans", "v1"}
+PLANNING = CURATION | {"planning", "wire", "wire_bytes", "wire_plans", "v1"}
 RETRIEVAL = CURATION | {"retrieval"}
 EVALUATION = PLANNING | RETRIEVAL | {"evaluation"}
 # Room -> the rooms that it may import; "x" of serendip.x, and the other packages' own names.
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "cli": EVALUATION | {"artifacts_cli", "release", "local", "serendip_client"},
     "serving": {"core", "wire", "v1", "serving"},
-    "planner_server": PLANNING | {"serving", "wire_bytes", "planner_server"},
+    "planner_server": PLANNING | {"serving", "planner_server"},
     "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}
     | {"serving", "wire", "wire_filters", "wire_bytes", "v1", "retriever_server"},
     "serendip_client": {"core", "wire", "wire_filters", "wire_plans", "v1", "serendip_client"},

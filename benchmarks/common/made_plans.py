@@ -22,7 +22,7 @@ def item_id(n: int) -> str:
 
 @cache
 def models() -> list[bytes]:
-    """Serialised plans that lack their first field, the item ID."""
+    """Serialised plans that lack the item ID."""
     texts = descriptions.texts("words", MODELS)
     rng = np.random.default_rng(0)
     found = []
@@ -42,11 +42,11 @@ def models() -> list[bytes]:
 
 def plans(count: int, stride: int = 7_368_787) -> Iterator[tuple[str, bytes]]:
     """Item IDs and serialised plans: with a large prime in no order, with 1 in that of the IDs."""
-    tails = models()
+    lacking = models()
     for n in range(count):
         at = n * stride % count
         name = item_id(at)
-        yield name, b"\n" + bytes([len(name)]) + name.encode() + tails[at % MODELS]
+        yield name, lacking[at % MODELS] + b"\n" + bytes([len(name)]) + name.encode()
 
 
 def info(count: int, named: str = "0" * 12) -> StoreInfo:

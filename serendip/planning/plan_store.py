@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from serendip.core import (
     MAX_ID_BYTES,
@@ -25,9 +27,11 @@ from serendip.core import (
 )
 from serendip.progress import Tick
 from serendip.v1 import planner_pb2
+from serendip.wire_bytes import LENGTH_PREFIXED, key
 from serendip.wire_plans import plan_from_proto, plan_to_proto
 
 _TICK_EVERY = 4096
+_PLANNED_AT = bytes([key("planned_at", planner_pb2.Plan, LENGTH_PREFIXED)])
 _REMEDY = "Publish the plans again (serendip plan)."
 
 
@@ -86,9 +90,34 @@ class PlanStore(Protocol):
 
 
 def encode_plan(plan: Plan) -> bytes:
-    """The serialised serendip.v1.Plan."""
-    data: bytes = plan_to_proto(plan).SerializeToString(deterministic=True)
+    """The serialised serendip.v1.Plan; ``planned_at`` stands first, for ``planned_at_s``."""
+    message = plan_to_proto(plan)
+    when = planner_pb2.Plan(planned_at=message.planned_at).SerializeToString()
+    message.ClearField("planned_at")
+    data: bytes = when + message.SerializeToString(deterministic=True)
     return data
+
+
+def planned_at_s(data: bytes) -> int:
+    """Unix time at which a serialised plan was made, in seconds.
+
+    Reads its first bytes alone, if they are what ``encode_plan`` puts there. Raises
+    CorruptArtifact where they are not, and the whole is no plan either.
+    """
+    if data.startswith(_PLANNED_AT) and len(data) > 1 and data[1] < 0x80:
+        return _seconds(data[2 : 2 + data[1]])
+    seconds: int = plan_message(data).planned_at.seconds
+    return seconds
+
+
+# The plans of a bulk chunk were made at the same moment.
+@lru_cache(maxsize=1 << 14)
+def _seconds(timestamp: bytes) -> int:
+    try:
+        seconds: int = Timestamp.FromString(timestamp).seconds
+    except DecodeError as e:
+        raise CorruptArtifact("no plan in it", field="plan store", remedy=_REMEDY) from e
+    return seconds
 
 
 def plan_message(data: bytes) -> planner_pb2.Plan:

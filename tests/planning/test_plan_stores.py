@@ -8,7 +8,9 @@ from stores import info_of, make_plan, plans_of
 
 from serendip.core import MAX_ID_BYTES, CorruptArtifact, InvalidData, InvalidRequest, NotReady
 from serendip.planning.lmdb_store import LmdbStore, write_lmdb
-from serendip.planning.plan_store import StoreInfo, decode_plan, encode_plan
+from serendip.planning.plan_store import StoreInfo, decode_plan, encode_plan, planned_at_s
+from serendip.v1 import planner_pb2
+from serendip.wire_plans import plan_to_proto
 
 
 class InLmdb:
@@ -168,7 +170,20 @@ def test_bytes_that_are_no_plan_are_a_typed_error():
     for data in (b"\xff\xff", b"\x12\x05abcde"):
         with pytest.raises(CorruptArtifact, match="serendip plan"):
             decode_plan(data)
-    bad = make_plan("i0")
-    twice = encode_plan(bad) + encode_plan(bad)[len(b"\n\x02i0") :]  # merged: its cluster twice
+    twice = 2 * encode_plan(make_plan("i0"))  # merged: its cluster twice
     with pytest.raises(CorruptArtifact, match="each cluster once"):
         decode_plan(twice)
+
+
+def test_when_a_plan_was_made_is_read_wherever_it_stands():
+    plan = make_plan("i0")
+    message = plan_to_proto(plan)
+    in_order = message.SerializeToString(deterministic=True)
+    assert encode_plan(plan) != in_order
+    assert planner_pb2.Plan.FromString(encode_plan(plan)) == message
+    for data in (encode_plan(plan), in_order):
+        assert planned_at_s(data) == plan.planned_at_ms // 1000
+    assert planned_at_s(b"") == 0  # a plan that says nothing
+    for data in (b"\x3a\x02\x08", b"\xff\xff"):
+        with pytest.raises(CorruptArtifact, match="serendip plan"):
+            planned_at_s(data)
