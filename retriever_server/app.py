@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from retriever_server.loading import Loader
 from retriever_server.release import open_current, warm
-from retriever_server.reload import Follower
 from retriever_server.service import MAX_BATCH, RetrieverService, Serving, show_versions
 from retriever_server.turns import Turns
 from retriever_server.withheld import WithheldFile
 from serendip.artifacts import Artifacts
 from serendip.serving import server as life
+from serendip.serving.follow import Follower
 from serendip.serving.server import Running, ServerOptions
 
 
@@ -77,8 +77,15 @@ async def run(
     withheld = None if options.withhold is None else WithheldFile(options.withhold, registry)
     # Only the service holds what it serves: a name here would hold it after it is swapped out.
     service = RetrieverService(_open(options, withheld), registry, max_batch=options.max_batch)
-    followers: list[Follower] = []
-    following: list[asyncio.Task[None]] = []
+    artifacts = Artifacts(options.artifacts)
+    loader = Loader(
+        artifacts,
+        max_batch=options.max_batch,
+        user_cache=options.user_cache,
+        withheld=withheld,
+        turns=Turns(turns),
+    )
+    followers: list[Follower[Serving]] = []
 
     def on_ready(running: Running) -> None:
         def swap(new: Serving) -> None:
@@ -87,27 +94,23 @@ async def run(
 
         show_versions(running.metrics, service.serving)
         follower = Follower(
-            Artifacts(options.artifacts),
+            partial(artifacts.current_version, "release"),
             service.serving,
+            loader.load,
             swap,
             registry,
-            max_batch=options.max_batch,
-            user_cache=options.user_cache,
+            look=loader.look,
             poll_s=options.poll_s,
-            withheld=withheld,
-            turns=Turns(turns),
         )
+        follower.begin()
         followers.append(follower)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, follower.ask)
-        following.append(asyncio.create_task(follower.run()))
 
     try:
         await life.serve_until_signal(
             "retriever", service.services(), server_options, registry=registry, on_ready=on_ready
         )
     finally:
-        for task in following:
-            task.cancel()
+        loader.close()
         for follower in followers:
             follower.close()
         await service.close()

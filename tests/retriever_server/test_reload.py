@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import pytest
 from made_releases import MadeReleases
 from prometheus_client import CollectorRegistry
 
+from retriever_server.loading import Loader
 from retriever_server.release import open_current, open_release, warm
-from retriever_server.reload import Follower
 from retriever_server.service import Serving
 from retriever_server.turns import Turns
 from retriever_server.withheld import WithheldFile
 from serendip.artifacts import Artifacts
 from serendip.core import Retrieval, RetrievalQuery, WrongTree
+from serendip.serving.follow import Follower
 
 
 class Followed:
@@ -35,14 +37,15 @@ class Followed:
         self.registry = CollectorRegistry()
         self.served = open_current(made.artifacts)
         self.swaps = 0
+        self.loader = Loader(made.artifacts, max_batch=3, **options)
         self.follower = Follower(
-            made.artifacts,
+            partial(made.artifacts.current_version, "release"),
             self.served,
+            self.loader.load,
             self.swap,
             self.registry,
-            max_batch=3,
+            look=self.loader.look,
             poll_s=0.05,
-            **options,
         )
 
     def swap(self, serving: Serving) -> None:
@@ -68,6 +71,7 @@ def follow(followed: Followed, body: Callable[[Followed], Awaitable[None]]) -> N
             await body(followed)
         finally:
             task.cancel()
+            followed.loader.close()
             followed.follower.close()
 
     asyncio.run(main())
@@ -125,7 +129,7 @@ def test_a_release_that_cannot_be_opened_leaves_the_old_one_and_is_told_once(
         await followed.until(lambda: followed.read("serendip_reload_failures_total") >= 2)
         assert followed.served.version == first
         assert followed.swaps == 0
-        (record,) = [r for r in caplog.records if r.name == "retriever_server.reload"]
+        (record,) = [r for r in caplog.records if r.name == "serendip.serving.follow"]
         text = record.getMessage()
         assert text.startswith(f"release {second} is not served, {first} stays: ")
         assert "items.npy: differs from its sha256" in text
@@ -148,7 +152,7 @@ def test_a_pointer_to_nothing_leaves_the_old_one(
         await followed.until(lambda: followed.served.version == own.versions[1])
         assert len(caplog.records) == 1
 
-    with caplog.at_level(logging.WARNING, "retriever_server"):
+    with caplog.at_level(logging.WARNING, "serendip.serving"):
         follow(Followed(own), body)
 
 
