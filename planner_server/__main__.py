@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -31,19 +32,26 @@ def main(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port of /metrics; 0: any free one; unset: none.")
     ] = None,
+    poll_s: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two looks at the current release.")
+    ] = 1,
 ) -> None:
-    """Serves the planner of the current release until SIGTERM or SIGINT.
+    """Serves the planner of the current release, and of those that follow it.
 
-    Exits with 2, and says why in one line, where it cannot start.
+    SIGHUP looks at the current release at once. SIGTERM and SIGINT drain, and end with 0. Exits
+    with 2, and says why in one line, where it cannot start.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the libraries are loaded
     from planner_server.app import run
+    from planner_server.loading import Source
     from serendip.core import SerendipError
     from serendip.serving.server import ServerOptions
 
     options = ServerOptions(host=host, port=port, metrics_port=metrics_port)
     try:
-        asyncio.run(run(artifacts, catalogue, retriever, live, redis, options))
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+        source = Source(artifacts, catalogue, live, redis)
+        asyncio.run(run(source, retriever, poll_s, options))
     except SerendipError as e:
         print(f"planner_server: {e}", file=sys.stderr)
         raise typer.Exit(2) from None

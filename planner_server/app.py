@@ -1,20 +1,26 @@
-"""Puts the planner server together: release, servicers, life cycle."""
+"""Puts the planner server together: release, servicers, life cycle, reload."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
+from functools import partial
 
 import grpc
+from prometheus_client import CollectorRegistry
 
-from planner_server.release import Serving, open_release
+from planner_server.live import LivePlanner
+from planner_server.loading import Loader, Source
+from planner_server.release import Serving
 from planner_server.service import PlannerService, RecommenderService, services, show_versions
 from serendip.artifacts import Artifacts
-from serendip.serving.server import ServerOptions, serve_until_signal
+from serendip.serving.follow import Follower
+from serendip.serving.server import Running, ServerOptions, serve_until_signal
 
 # A retriever that comes back is found again within a second, not after a long backoff.
 _CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+_LOOK_S = 0.2
 
 
 @contextlib.asynccontextmanager
@@ -27,31 +33,72 @@ async def servicers(
         retriever: HOST:PORT, or empty: no Recommend.
     """
     planner = PlannerService(serving)
+    del serving  # only the service holds it: a name here would hold it after it is swapped out
     channel = grpc.aio.insecure_channel(retriever, _CHANNEL) if retriever else None
     try:
         yield planner, None if channel is None else RecommenderService(planner, channel)
     finally:
         if channel is not None:
             await channel.close()
-        if serving.live is not None:
-            await serving.live.close()
-        serving.store.close()
+        if planner.serving.live is not None:
+            await planner.serving.live.close()
+        planner.serving.store.close()
 
 
-async def run(
-    artifacts: Path,
-    catalogue: Path | None,
-    retriever: str,
-    live: bool,
-    redis: str,
-    options: ServerOptions,
-) -> None:
-    """Opens the current release and serves it until a signal."""
-    serving = open_release(Artifacts(artifacts), catalogue, live=live, redis=redis)
-    async with servicers(serving, retriever) as (planner, recommender):
-        await serve_until_signal(
-            "planner",
-            services(planner, recommender),
-            options,
-            on_ready=lambda running: show_versions(running, serving),
-        )
+async def run(source: Source, retriever: str, poll_s: float, options: ServerOptions) -> None:
+    """Opens the current release, serves it and those that follow it until a signal.
+
+    Args:
+        retriever: HOST:PORT, or empty: no Recommend.
+        poll_s: seconds between two looks at the current release.
+
+    Raises:
+        SerendipError: there is no release, it cannot be opened, or a port cannot be bound.
+    """
+    registry = CollectorRegistry()
+    loader = Loader(source, retriever)
+    current = partial(Artifacts(source.artifacts).current_version, "release")
+    followers: list[Follower[Serving]] = []
+    retiring: set[asyncio.Task[None]] = set()
+
+    async with servicers(source.open(), retriever) as (planner, recommender):
+
+        def on_ready(running: Running) -> None:
+            def swap(new: Serving) -> None:
+                live = planner.serving.live
+                planner.swap(new)
+                show_versions(running, new)
+                if live is not None:
+                    task = asyncio.create_task(_retire(live))
+                    retiring.add(task)
+                    task.add_done_callback(retiring.discard)
+
+            show_versions(running, planner.serving)
+            follower = Follower(
+                current, planner.serving, loader.load, swap, registry, poll_s=poll_s
+            )
+            follower.begin()
+            followers.append(follower)
+
+        try:
+            await serve_until_signal(
+                "planner",
+                services(planner, recommender),
+                options,
+                registry=registry,
+                on_ready=on_ready,
+            )
+        finally:
+            loader.close()
+            for follower in followers:
+                follower.close()
+            for task in retiring:
+                task.cancel()
+
+
+async def _retire(live: LivePlanner) -> None:
+    """Closes a planner that is asked no more, once it has answered who asked before."""
+    await asyncio.sleep(_LOOK_S)  # calls that have read who serves, and not asked yet
+    while live.busy:
+        await asyncio.sleep(_LOOK_S)
+    await live.close()

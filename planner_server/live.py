@@ -9,14 +9,17 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from serendip.core import Constraint, DeadlineSpent, Item, Plan, SerendipError
-from serendip.planning.planner import Planner
 from serendip.planning.prompt import STYLES, Content, check_pictures, load_content
 from serendip.planning.views import View
 from serendip.serving.batching import Batcher
+
+if TYPE_CHECKING:
+    from serendip.planning.planner import Planner
 
 _MAX_BATCH = 16
 _MAX_WAITING = 256
@@ -55,6 +58,8 @@ class LivePlanner:
         *,
         threads: int = 1,
     ) -> None:
+        import torch  # not for servers that plan nothing live
+
         torch.set_num_threads(threads)
         self.planner = planner
         self.batch_s = 0.0
@@ -83,6 +88,21 @@ class LivePlanner:
                 return await self._batcher.submit(query, deadline)
         except TimeoutError:
             raise DeadlineSpent("the plan was not made in time") from None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a plan is being made, or waits to be."""
+        return self._batcher.busy
+
+    def warm(self) -> None:
+        """Makes one plan, so that the first caller waits no longer than the others.
+
+        Raises:
+            Exception: it cannot: no checkpoint to serve with.
+        """
+        blank = np.zeros((64, 64, 3), np.uint8)
+        frames = (blank,) * self.planner.config.frames
+        self.planner.plan([Content("warm-up", cover=blank, frames=frames)], [None])
 
     async def close(self) -> None:
         """Ends the worker; to be called after the drain."""

@@ -23,7 +23,6 @@ from serendip.core import (
 )
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import PlanStore
-from serendip.planning.planner import Planner
 from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -82,9 +81,10 @@ class Fallbacks:
 
 @dataclass(frozen=True)
 class Serving:
-    """What a planner server serves at a time.
+    """What a planner server serves at a time; replaced as a whole.
 
     Attributes:
+        version: of the release.
         trie: the descriptions that can be planned, for Resolve.
         level, level_gap: of the plans.
         store: plans by item.
@@ -92,6 +92,7 @@ class Serving:
         items: the catalogue by item ID, for live plans; empty if it was not given.
     """
 
+    version: str
     versions: Versions
     tree: ClusterTree
     trie: DescriptionTrie
@@ -135,11 +136,19 @@ class Serving:
 
 
 def open_release(
-    artifacts: Artifacts, catalogue: Path | None, *, live: bool, redis: str = ""
+    artifacts: Artifacts,
+    catalogue: Path | None,
+    version: str | None = None,
+    *,
+    live: bool,
+    redis: str = "",
+    verify: bool = True,
 ) -> Serving:
-    """Opens tree, plans and, if ``live``, the checkpoint of the current release.
+    """Opens tree, plans and, if ``live``, the checkpoint of a release.
 
     Args:
+        version: None: the current release.
+        verify: whether files are compared with their hashes.
         catalogue: the data folder whose media live plans may read; None: they are made from
             requests' bytes alone.
         redis: URL of the Redis that has the release's plans; empty: the artefact's file is read.
@@ -150,9 +159,16 @@ def open_release(
         CorruptArtifact: a part is not what it says, or does not fit the others.
         InvalidData: the catalogue breaks its schema.
     """
-    release = artifacts.current("release")
+    if version is None:
+        release = artifacts.current("release")
+    else:
+        release = artifacts.open("release", version)
     # The retriever is the other server's to read: its files are the largest.
-    parts = {k: artifacts.open(k, release.inputs[k]) for k in _PARTS if k in release.inputs}
+    parts = {
+        kind: artifacts.open(kind, release.inputs[kind], verify=verify)
+        for kind in _PARTS
+        if kind in release.inputs
+    }
     if len(parts) < len(_PARTS) or any(
         parts[k].tree_version != parts["tree"].tree_version for k in ("planner", "plans")
     ):
@@ -165,6 +181,7 @@ def open_release(
     trained = parts["planner"]
     level, level_gap = int(trained.config["level"]), int(trained.config["level_gap"])
     return Serving(
+        version=release.version,
         versions=Versions(
             tree_version=tree.version,
             planner_version=trained.version,
@@ -178,14 +195,7 @@ def open_release(
         fallbacks=Fallbacks.open(
             parts["plans"].file("transitions.parquet"), tree, level, level_gap
         ),
-        live=LivePlanner(
-            Planner.open(
-                trained, tree.nodes, PlansConfig.model_validate(parts["plans"].config["plans"])
-            ),
-            threads=PlannerConfig.model_validate(trained.config["planner"]).threads,
-        )
-        if live
-        else None,
+        live=_live(trained, tree, parts["plans"]) if live else None,
         items={} if catalogue is None else {i.item_id: i for i in read_items(catalogue)},
     )
 
@@ -196,3 +206,11 @@ def _store(plans: Artifact, redis: str) -> PlanStore:
     from serendip.planning.redis_store import RedisStore, connect
 
     return RedisStore(connect(redis), plans.version)
+
+
+def _live(trained: Artifact, tree: ClusterTree, plans: Artifact) -> LivePlanner:
+    from serendip.planning.planner import Planner  # loads torch
+
+    search = PlansConfig.model_validate(plans.config["plans"])
+    threads = PlannerConfig.model_validate(trained.config["planner"]).threads
+    return LivePlanner(Planner.open(trained, tree.nodes, search), threads=threads)

@@ -56,6 +56,15 @@ class PlannerService:
     """Serves one release's plans and tree."""
 
     def __init__(self, serving: Serving) -> None:
+        self.swap(serving)
+
+    @property
+    def serving(self) -> Serving:
+        """What is served now."""
+        return self._serving
+
+    def swap(self, serving: Serving) -> None:
+        """Serves something else from the next call on; to be called by the event loop's thread."""
         self._serving = serving
         self._rows = PlanRows(serving)
 

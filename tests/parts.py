@@ -58,7 +58,7 @@ def publish_planner(
 ) -> Artifact:
     """A planner whose trie is true and whose checkpoint is one small file."""
     pairs = publish_pairs(artifacts, tree)
-    settings = {"level": LEVEL, "seed": seed}
+    settings = {"level": LEVEL, "level_gap": 1, "seed": seed}
     inputs = {"tree": tree.version, "pairs": pairs.version}
     with artifacts.publish("planner", settings, inputs, log_until=UNTIL, resume=True) as draft:
         nodes = tree.nodes.at_level(LEVEL)
@@ -97,6 +97,9 @@ def publish_plans(
         draft.rows[FILE] = len(plans)
         gone = {"item_id": [ITEMS[-1]], "reason": ["no such file"]}
         pq.write_table(pa.table(gone), draft.path / "quarantine.parquet")
+        none = {"own_id": pa.int32(), "node_id": pa.int32(), "satisfaction": pa.float64()}
+        columns = {name: pa.array([], kind) for name, kind in none.items()}
+        pq.write_table(pa.table(columns), draft.path / "transitions.parquet")
     return artifacts.current("plans")
 
 

@@ -98,6 +98,12 @@ class Batcher(Generic[Q, R]):
         """Rows that wait for a run now."""
         return self._waiting
 
+    @property
+    def busy(self) -> bool:
+        """Whether a row waits or runs now."""
+        with self._changed:
+            return self._waiting + self._running > 0
+
     async def submit(self, query: Q, deadline: float | None = None) -> R:
         """The result of one row.
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -52,6 +53,10 @@ def live(small_world, tmp_path_factory):
     server = served(small_world, tmp_path_factory, "--catalogue", catalogue)
     yield server
     assert server.stop() == 0
+
+
+def test_who_only_looks_plans_up_loads_no_model_library(look_up):
+    assert "libtorch" not in Path(f"/proc/{look_up.process.pid}/maps").read_text()
 
 
 @pytest.fixture
