@@ -23,7 +23,9 @@ signal.signal(signal.SIGHUP, lambda *_: own.with_suffix(".hups").write_text("1")
 end_with_parent()
 if own.with_suffix(".broken").exists():
     sys.exit(3)
-own.with_suffix(".pid").write_text(str(os.getpid()))
+# Whole or not at all: half a number is another process, and none is a whole group.
+own.with_suffix(".begun").write_text(str(os.getpid()))
+own.with_suffix(".begun").replace(own.with_suffix(".pid"))
 page = options.get("--metrics-port")
 at = f", metrics http://127.0.0.1:{page if page != '0' else 7000 + int(own.name)}/metrics"
 print(f"lone ready on 127.0.0.1:{options['--port']}{at if page else ''}", flush=True)

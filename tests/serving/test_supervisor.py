@@ -40,7 +40,7 @@ def parent(folder: Path, count: int = 3, **options: int) -> Iterator[subprocess.
 
 
 def pids(folder: Path) -> dict[int, int]:
-    return {int(p.stem): int(p.read_text() or 0) for p in folder.glob("*.pid")}
+    return {int(p.stem): int(p.read_text()) for p in folder.glob("*.pid")}
 
 
 def alive(pid: int) -> bool:
