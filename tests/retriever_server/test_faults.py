@@ -12,7 +12,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -167,12 +166,14 @@ def test_reloads_under_load_fail_no_call_and_keep_no_memory(stage: Stage) -> Non
     requests = stage.requests(which=(0, 1))
     every_s = stage.seconds(1, 5)
     reloads, rounds = stage.count(3, 5), stage.count(1, 4)
+    # Another test worker takes half of the machine whenever it likes.
+    share = 0.35 if "PYTEST_XDIST_WORKER" in os.environ else 0.7
     rates, memory, without, under = [], [], [], []
     with stage.server("--poll-s", "0.2") as server:
         # In turns, for the machine is not the same from one minute to the next, nor is what the
         # server can do on it.
         for turn in range(rounds):
-            rate = 0.7 * capacity(stage, server.address, requests) if stage.full else 150
+            rate = share * capacity(stage, server.address, requests) if stage.full else 150
             rates.append(round(rate))
             load = {"rate": rate, "deadline_s": 20}
             if stage.full:
@@ -325,6 +326,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_let_go(stage: Stage) -
         run(server.address, requests, stage.seconds(0.5, 5), rate=100, deadline_s=2)
         memory = resident(server.process.pid)["own"]
         connection = mute_client.opened(server.address)
+        ends = connection.getsockname()[1], connection.getpeername()[1]
         sent = []
 
         def send() -> None:
@@ -345,19 +347,18 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_let_go(stage: Stage) -
         )
         show("mute", sent=len(sent), answered=answered, grown_mib=round(grown, 1))
         assert grown < 64
-        until(lambda: not holds(connection))
+        until(lambda: not holds(*ends))
 
 
-def holds(connection: socket.socket) -> bool:
-    """Whether the other side, on this machine, still has it open.
+def holds(client: int, server: int) -> bool:
+    """Whether the server, on this machine, still has the connection between two ports open.
 
     Asked of the kernel: the end of a connection stands behind what its client does not read.
     """
-    (_, here), (_, there) = connection.getsockname()[:2], connection.getpeername()[:2]
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for entry in Path(table).read_text().splitlines()[1:]:
             local, remote, inode = (entry.split()[at] for at in (1, 2, 9))
-            if (_port(local), _port(remote)) == (there, here):
+            if (_port(local), _port(remote)) == (server, client):
                 return inode != "0"  # no process has it any more
     return False
 
