@@ -101,8 +101,9 @@ def answers(server: servers.Server, store: LmdbStore, folder: Path) -> None:
         for items in ITEMS:
             asked = request(items)
             got: planner_pb2.PlanResponse = stub.Plan(asked, timeout=30, wait_for_ready=True)
-            wanted = store.get_many(list(asked.context_item_ids))
-            assert [row.plan.SerializeToString(deterministic=True) for row in got.rows] == wanted
+            stored = store.get_many(list(asked.context_item_ids))
+            wanted = [planner_pb2.Plan.FromString(plan or b"") for plan in stored]
+            assert [row.plan for row in got.rows] == wanted
             (folder / f"{items}.request").write_bytes(asked.SerializeToString())
             (folder / f"{items}.response").write_bytes(got.SerializeToString())
 
