@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from serendip.v1 import common_pb2 as serendip_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19serendip/v1/planner.proto\x12\x0bserendip.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18serendip/v1/common.proto\"\xea\x01\n\x04Plan\x12\x17\n\x0f\x63ontext_item_id\x18\x01 \x01(\t\x12-\n\x08\x63lusters\x18\x02 \x03(\x0b\x32\x1b.serendip.v1.PlannedCluster\x12\x18\n\x0bown_node_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\treasoning\x18\x04 \x01(\t\x12\x14\n\x0ctree_version\x18\x05 \x01(\t\x12\x17\n\x0fplanner_version\x18\x06 \x01(\t\x12.\n\nplanned_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_own_node_id\"\xcb\x01\n\x0bPlanRequest\x12\x18\n\x10\x63ontext_item_ids\x18\x01 \x03(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\x12+\n\nconstraint\x18\x04 \x01(\x0e\x32\x17.serendip.v1.Constraint\x12\x18\n\x10\x65xclude_node_ids\x18\x05 \x03(\x05\x12\x16\n\tmin_score\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x0cno_reasoning\x18\x07 \x01(\x08\x42\x0c\n\n_min_score\"2\n\x0cPlanResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.serendip.v1.PlanRow\"\xda\x01\n\x07PlanRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\x10\n\x08left_out\x18\x06 \x01(\x05\"\x8f\x01\n\x12PlanContentRequest\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x04 \x03(\x0c\x12\t\n\x01k\x18\x05 \x01(\x05\x12\x14\n\x0ctree_version\x18\x06 \x01(\t\x12\x18\n\x10\x65xclude_node_ids\x18\x07 \x03(\x05\"_\n\x13PlanContentResponse\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x08versions\x18\x02 \x01(\x0b\x32\x15.serendip.v1.Versions\"5\n\x0eResolveRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x14\n\x0ctree_version\x18\x02 \x01(\t\"b\n\x0fResolveResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.serendip.v1.ResolveRow\x12\x12\n\nmatch_rate\x18\x02 \x01(\x02\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\"A\n\nResolveRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0f\n\x07node_id\x18\x02 \x01(\x05\"\x8a\x01\n\x13ListClustersRequest\x12\x12\n\x05level\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0eparent_node_id\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\tB\x08\n\x06_levelB\x11\n\x0f_parent_node_id\"m\n\x14ListClustersResponse\x12&\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x14.serendip.v1.Cluster\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\"j\n\x07\x43luster\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x16\n\x0eparent_node_id\x18\x03 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x12\n\nitem_count\x18\x05 \x01(\x03\"$\n\x11GetClusterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\"Q\n\x12GetClusterResponse\x12%\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x14.serendip.v1.Cluster\x12\x14\n\x0ctree_version\x18\x02 \x01(\t\"\x17\n\x15PlannerGetInfoRequest\"\xa4\x01\n\x16PlannerGetInfoResponse\x12\'\n\x08versions\x18\x01 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x11\n\tlevel_gap\x18\x03 \x01(\x05\x12\x14\n\x0cprompt_style\x18\x04 \x01(\t\x12\x12\n\nplan_count\x18\x05 \x01(\x03\x12\x15\n\rcluster_count\x18\x06 \x01(\x05*p\n\nPlanSource\x12\x1b\n\x17PLAN_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11PLAN_SOURCE_STORE\x10\x01\x12\x14\n\x10PLAN_SOURCE_LIVE\x10\x02\x12\x18\n\x14PLAN_SOURCE_FALLBACK\x10\x03*n\n\nConstraint\x12\x1a\n\x16\x43ONSTRAINT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONSTRAINT_NOT_OWN\x10\x01\x12\x17\n\x13\x43ONSTRAINT_SIBLINGS\x10\x02\x12\x13\n\x0f\x43ONSTRAINT_NONE\x10\x03\x32\xd6\x03\n\x07Planner\x12;\n\x04Plan\x12\x18.serendip.v1.PlanRequest\x1a\x19.serendip.v1.PlanResponse\x12P\n\x0bPlanContent\x12\x1f.serendip.v1.PlanContentRequest\x1a .serendip.v1.PlanContentResponse\x12\x44\n\x07Resolve\x12\x1b.serendip.v1.ResolveRequest\x1a\x1c.serendip.v1.ResolveResponse\x12S\n\x0cListClusters\x12 .serendip.v1.ListClustersRequest\x1a!.serendip.v1.ListClustersResponse\x12M\n\nGetCluster\x12\x1e.serendip.v1.GetClusterRequest\x1a\x1f.serendip.v1.GetClusterResponse\x12R\n\x07GetInfo\x12\".serendip.v1.PlannerGetInfoRequest\x1a#.serendip.v1.PlannerGetInfoResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19serendip/v1/planner.proto\x12\x0bserendip.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18serendip/v1/common.proto\"\xea\x01\n\x04Plan\x12\x17\n\x0f\x63ontext_item_id\x18\x01 \x01(\t\x12-\n\x08\x63lusters\x18\x02 \x03(\x0b\x32\x1b.serendip.v1.PlannedCluster\x12\x18\n\x0bown_node_id\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\treasoning\x18\x04 \x01(\t\x12\x14\n\x0ctree_version\x18\x05 \x01(\t\x12\x17\n\x0fplanner_version\x18\x06 \x01(\t\x12.\n\nplanned_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_own_node_id\"\xcb\x01\n\x0bPlanRequest\x12\x18\n\x10\x63ontext_item_ids\x18\x01 \x03(\t\x12\t\n\x01k\x18\x02 \x01(\x05\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\x12+\n\nconstraint\x18\x04 \x01(\x0e\x32\x17.serendip.v1.Constraint\x12\x18\n\x10\x65xclude_node_ids\x18\x05 \x03(\x05\x12\x16\n\tmin_score\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x0cno_reasoning\x18\x07 \x01(\x08\x42\x0c\n\n_min_score\"2\n\x0cPlanResponse\x12\"\n\x04rows\x18\x01 \x03(\x0b\x32\x14.serendip.v1.PlanRow\"\xda\x01\n\x07PlanRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12&\n\x03\x61ge\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\x10\n\x08left_out\x18\x06 \x01(\x05\"\x9e\x01\n\x12PlanContentRequest\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tthumbnail\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x04 \x03(\x0c\x12\t\n\x01k\x18\x05 \x01(\x05\x12\x14\n\x0ctree_version\x18\x06 \x01(\t\x12\x18\n\x10\x65xclude_node_ids\x18\x07 \x03(\x05\x12\r\n\x05video\x18\x08 \x01(\x0c\"_\n\x13PlanContentResponse\x12\x1f\n\x04plan\x18\x01 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x08versions\x18\x02 \x01(\x0b\x32\x15.serendip.v1.Versions\"5\n\x0eResolveRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x14\n\x0ctree_version\x18\x02 \x01(\t\"b\n\x0fResolveResponse\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.serendip.v1.ResolveRow\x12\x12\n\nmatch_rate\x18\x02 \x01(\x02\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\"A\n\nResolveRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0f\n\x07node_id\x18\x02 \x01(\x05\"\x99\x01\n\x13ListClustersRequest\x12\x12\n\x05level\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x1b\n\x0eparent_node_id\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\r\n\x05query\x18\x05 \x01(\tB\x08\n\x06_levelB\x11\n\x0f_parent_node_id\"m\n\x14ListClustersResponse\x12&\n\x08\x63lusters\x18\x01 \x03(\x0b\x32\x14.serendip.v1.Cluster\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0ctree_version\x18\x03 \x01(\t\"j\n\x07\x43luster\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x16\n\x0eparent_node_id\x18\x03 \x01(\x05\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x12\n\nitem_count\x18\x05 \x01(\x03\"$\n\x11GetClusterRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x05\"Q\n\x12GetClusterResponse\x12%\n\x07\x63luster\x18\x01 \x01(\x0b\x32\x14.serendip.v1.Cluster\x12\x14\n\x0ctree_version\x18\x02 \x01(\t\"\x17\n\x15PlannerGetInfoRequest\"\xe4\x01\n\x16PlannerGetInfoResponse\x12\'\n\x08versions\x18\x01 \x01(\x0b\x32\x15.serendip.v1.Versions\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x11\n\tlevel_gap\x18\x03 \x01(\x05\x12\x14\n\x0cprompt_style\x18\x04 \x01(\t\x12\x12\n\nplan_count\x18\x05 \x01(\x03\x12\x15\n\rcluster_count\x18\x06 \x01(\x05\x12*\n\x06limits\x18\x07 \x01(\x0b\x32\x1a.serendip.v1.PlannerLimits\x12\x12\n\nrecommends\x18\x08 \x01(\x08\"\xea\x01\n\rPlannerLimits\x12\x15\n\rcontext_items\x18\x01 \x01(\x05\x12\x10\n\x08\x63lusters\x18\x02 \x01(\x05\x12\x16\n\x0e\x65xcluded_nodes\x18\x03 \x01(\x05\x12\r\n\x05texts\x18\x04 \x01(\x05\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x06 \x01(\x05\x12\x13\n\x0bimage_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06pixels\x18\x08 \x01(\x03\x12\x13\n\x0bvideo_bytes\x18\t \x01(\x03\x12\x15\n\rvideo_seconds\x18\n \x01(\x02\x12\x15\n\rrequest_bytes\x18\x0b \x01(\x03*p\n\nPlanSource\x12\x1b\n\x17PLAN_SOURCE_UNSPECIFIED\x10\x00\x12\x15\n\x11PLAN_SOURCE_STORE\x10\x01\x12\x14\n\x10PLAN_SOURCE_LIVE\x10\x02\x12\x18\n\x14PLAN_SOURCE_FALLBACK\x10\x03*n\n\nConstraint\x12\x1a\n\x16\x43ONSTRAINT_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43ONSTRAINT_NOT_OWN\x10\x01\x12\x17\n\x13\x43ONSTRAINT_SIBLINGS\x10\x02\x12\x13\n\x0f\x43ONSTRAINT_NONE\x10\x03\x32\xd6\x03\n\x07Planner\x12;\n\x04Plan\x12\x18.serendip.v1.PlanRequest\x1a\x19.serendip.v1.PlanResponse\x12P\n\x0bPlanContent\x12\x1f.serendip.v1.PlanContentRequest\x1a .serendip.v1.PlanContentResponse\x12\x44\n\x07Resolve\x12\x1b.serendip.v1.ResolveRequest\x1a\x1c.serendip.v1.ResolveResponse\x12S\n\x0cListClusters\x12 .serendip.v1.ListClustersRequest\x1a!.serendip.v1.ListClustersResponse\x12M\n\nGetCluster\x12\x1e.serendip.v1.GetClusterRequest\x1a\x1f.serendip.v1.GetClusterResponse\x12R\n\x07GetInfo\x12\".serendip.v1.PlannerGetInfoRequest\x1a#.serendip.v1.PlannerGetInfoResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serendip.v1.planner_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.serendip.v1P\001Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1'
-  _globals['_PLANSOURCE']._serialized_start=2012
-  _globals['_PLANSOURCE']._serialized_end=2124
-  _globals['_CONSTRAINT']._serialized_start=2126
-  _globals['_CONSTRAINT']._serialized_end=2236
+  _globals['_PLANSOURCE']._serialized_start=2343
+  _globals['_PLANSOURCE']._serialized_end=2455
+  _globals['_CONSTRAINT']._serialized_start=2457
+  _globals['_CONSTRAINT']._serialized_end=2567
   _globals['_PLAN']._serialized_start=159
   _globals['_PLAN']._serialized_end=393
   _globals['_PLANREQUEST']._serialized_start=396
@@ -49,29 +49,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANROW']._serialized_start=654
   _globals['_PLANROW']._serialized_end=872
   _globals['_PLANCONTENTREQUEST']._serialized_start=875
-  _globals['_PLANCONTENTREQUEST']._serialized_end=1018
-  _globals['_PLANCONTENTRESPONSE']._serialized_start=1020
-  _globals['_PLANCONTENTRESPONSE']._serialized_end=1115
-  _globals['_RESOLVEREQUEST']._serialized_start=1117
-  _globals['_RESOLVEREQUEST']._serialized_end=1170
-  _globals['_RESOLVERESPONSE']._serialized_start=1172
-  _globals['_RESOLVERESPONSE']._serialized_end=1270
-  _globals['_RESOLVEROW']._serialized_start=1272
-  _globals['_RESOLVEROW']._serialized_end=1337
-  _globals['_LISTCLUSTERSREQUEST']._serialized_start=1340
-  _globals['_LISTCLUSTERSREQUEST']._serialized_end=1478
-  _globals['_LISTCLUSTERSRESPONSE']._serialized_start=1480
-  _globals['_LISTCLUSTERSRESPONSE']._serialized_end=1589
-  _globals['_CLUSTER']._serialized_start=1591
-  _globals['_CLUSTER']._serialized_end=1697
-  _globals['_GETCLUSTERREQUEST']._serialized_start=1699
-  _globals['_GETCLUSTERREQUEST']._serialized_end=1735
-  _globals['_GETCLUSTERRESPONSE']._serialized_start=1737
-  _globals['_GETCLUSTERRESPONSE']._serialized_end=1818
-  _globals['_PLANNERGETINFOREQUEST']._serialized_start=1820
-  _globals['_PLANNERGETINFOREQUEST']._serialized_end=1843
-  _globals['_PLANNERGETINFORESPONSE']._serialized_start=1846
-  _globals['_PLANNERGETINFORESPONSE']._serialized_end=2010
-  _globals['_PLANNER']._serialized_start=2239
-  _globals['_PLANNER']._serialized_end=2709
+  _globals['_PLANCONTENTREQUEST']._serialized_end=1033
+  _globals['_PLANCONTENTRESPONSE']._serialized_start=1035
+  _globals['_PLANCONTENTRESPONSE']._serialized_end=1130
+  _globals['_RESOLVEREQUEST']._serialized_start=1132
+  _globals['_RESOLVEREQUEST']._serialized_end=1185
+  _globals['_RESOLVERESPONSE']._serialized_start=1187
+  _globals['_RESOLVERESPONSE']._serialized_end=1285
+  _globals['_RESOLVEROW']._serialized_start=1287
+  _globals['_RESOLVEROW']._serialized_end=1352
+  _globals['_LISTCLUSTERSREQUEST']._serialized_start=1355
+  _globals['_LISTCLUSTERSREQUEST']._serialized_end=1508
+  _globals['_LISTCLUSTERSRESPONSE']._serialized_start=1510
+  _globals['_LISTCLUSTERSRESPONSE']._serialized_end=1619
+  _globals['_CLUSTER']._serialized_start=1621
+  _globals['_CLUSTER']._serialized_end=1727
+  _globals['_GETCLUSTERREQUEST']._serialized_start=1729
+  _globals['_GETCLUSTERREQUEST']._serialized_end=1765
+  _globals['_GETCLUSTERRESPONSE']._serialized_start=1767
+  _globals['_GETCLUSTERRESPONSE']._serialized_end=1848
+  _globals['_PLANNERGETINFOREQUEST']._serialized_start=1850
+  _globals['_PLANNERGETINFOREQUEST']._serialized_end=1873
+  _globals['_PLANNERGETINFORESPONSE']._serialized_start=1876
+  _globals['_PLANNERGETINFORESPONSE']._serialized_end=2104
+  _globals['_PLANNERLIMITS']._serialized_start=2107
+  _globals['_PLANNERLIMITS']._serialized_end=2341
+  _globals['_PLANNER']._serialized_start=2570
+  _globals['_PLANNER']._serialized_end=3040
 # @@protoc_insertion_point(module_scope)

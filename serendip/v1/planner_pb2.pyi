@@ -94,7 +94,7 @@ class PlanRow(_message.Message):
     def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., source: _Optional[_Union[PlanSource, str]] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., left_out: _Optional[int] = ...) -> None: ...
 
 class PlanContentRequest(_message.Message):
-    __slots__ = ("title", "text", "thumbnail", "frames", "k", "tree_version", "exclude_node_ids")
+    __slots__ = ("title", "text", "thumbnail", "frames", "k", "tree_version", "exclude_node_ids", "video")
     TITLE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     THUMBNAIL_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class PlanContentRequest(_message.Message):
     K_FIELD_NUMBER: _ClassVar[int]
     TREE_VERSION_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_NODE_IDS_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_FIELD_NUMBER: _ClassVar[int]
     title: str
     text: str
     thumbnail: bytes
@@ -109,7 +110,8 @@ class PlanContentRequest(_message.Message):
     k: int
     tree_version: str
     exclude_node_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, title: _Optional[str] = ..., text: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., frames: _Optional[_Iterable[bytes]] = ..., k: _Optional[int] = ..., tree_version: _Optional[str] = ..., exclude_node_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    video: bytes
+    def __init__(self, title: _Optional[str] = ..., text: _Optional[str] = ..., thumbnail: _Optional[bytes] = ..., frames: _Optional[_Iterable[bytes]] = ..., k: _Optional[int] = ..., tree_version: _Optional[str] = ..., exclude_node_ids: _Optional[_Iterable[int]] = ..., video: _Optional[bytes] = ...) -> None: ...
 
 class PlanContentResponse(_message.Message):
     __slots__ = ("plan", "versions")
@@ -146,16 +148,18 @@ class ResolveRow(_message.Message):
     def __init__(self, status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., node_id: _Optional[int] = ...) -> None: ...
 
 class ListClustersRequest(_message.Message):
-    __slots__ = ("level", "parent_node_id", "page_size", "page_token")
+    __slots__ = ("level", "parent_node_id", "page_size", "page_token", "query")
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     PARENT_NODE_ID_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
     level: int
     parent_node_id: int
     page_size: int
     page_token: str
-    def __init__(self, level: _Optional[int] = ..., parent_node_id: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    query: str
+    def __init__(self, level: _Optional[int] = ..., parent_node_id: _Optional[int] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., query: _Optional[str] = ...) -> None: ...
 
 class ListClustersResponse(_message.Message):
     __slots__ = ("clusters", "next_page_token", "tree_version")
@@ -200,17 +204,47 @@ class PlannerGetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PlannerGetInfoResponse(_message.Message):
-    __slots__ = ("versions", "level", "level_gap", "prompt_style", "plan_count", "cluster_count")
+    __slots__ = ("versions", "level", "level_gap", "prompt_style", "plan_count", "cluster_count", "limits", "recommends")
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     LEVEL_GAP_FIELD_NUMBER: _ClassVar[int]
     PROMPT_STYLE_FIELD_NUMBER: _ClassVar[int]
     PLAN_COUNT_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    RECOMMENDS_FIELD_NUMBER: _ClassVar[int]
     versions: _common_pb2.Versions
     level: int
     level_gap: int
     prompt_style: str
     plan_count: int
     cluster_count: int
-    def __init__(self, versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., level: _Optional[int] = ..., level_gap: _Optional[int] = ..., prompt_style: _Optional[str] = ..., plan_count: _Optional[int] = ..., cluster_count: _Optional[int] = ...) -> None: ...
+    limits: PlannerLimits
+    recommends: bool
+    def __init__(self, versions: _Optional[_Union[_common_pb2.Versions, _Mapping]] = ..., level: _Optional[int] = ..., level_gap: _Optional[int] = ..., prompt_style: _Optional[str] = ..., plan_count: _Optional[int] = ..., cluster_count: _Optional[int] = ..., limits: _Optional[_Union[PlannerLimits, _Mapping]] = ..., recommends: _Optional[bool] = ...) -> None: ...
+
+class PlannerLimits(_message.Message):
+    __slots__ = ("context_items", "clusters", "excluded_nodes", "texts", "page_size", "frames", "image_bytes", "pixels", "video_bytes", "video_seconds", "request_bytes")
+    CONTEXT_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTERS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_NODES_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VIDEO_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    context_items: int
+    clusters: int
+    excluded_nodes: int
+    texts: int
+    page_size: int
+    frames: int
+    image_bytes: int
+    pixels: int
+    video_bytes: int
+    video_seconds: float
+    request_bytes: int
+    def __init__(self, context_items: _Optional[int] = ..., clusters: _Optional[int] = ..., excluded_nodes: _Optional[int] = ..., texts: _Optional[int] = ..., page_size: _Optional[int] = ..., frames: _Optional[int] = ..., image_bytes: _Optional[int] = ..., pixels: _Optional[int] = ..., video_bytes: _Optional[int] = ..., video_seconds: _Optional[float] = ..., request_bytes: _Optional[int] = ...) -> None: ...

@@ -22,11 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from serendip.v1 import common_pb2 as serendip_dot_v1_dot_common__pb2
 from serendip.v1 import planner_pb2 as serendip_dot_v1_dot_planner__pb2
+from serendip.v1 import retriever_pb2 as serendip_dot_v1_dot_retriever__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserendip/v1/recommender.proto\x12\x0bserendip.v1\x1a\x18serendip/v1/common.proto\x1a\x19serendip/v1/planner.proto\"\xbb\x01\n\x10RecommendRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x17\n\x0f\x63ontext_item_id\x18\x02 \x01(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12+\n\nconstraint\x18\x04 \x01(\x0e\x32\x17.serendip.v1.Constraint\x12\x14\n\x0cinclude_seen\x18\x05 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x06 \x03(\t\"\xc6\x01\n\x11RecommendResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12\x12\n\nwidened_to\x18\x04 \x03(\x05\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions2Y\n\x0bRecommender\x12J\n\tRecommend\x12\x1d.serendip.v1.RecommendRequest\x1a\x1e.serendip.v1.RecommendResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserendip/v1/recommender.proto\x12\x0bserendip.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x18serendip/v1/common.proto\x1a\x19serendip/v1/planner.proto\x1a\x1bserendip/v1/retriever.proto\"\xec\x02\n\x10RecommendRequest\x12)\n\x07history\x18\x01 \x03(\x0b\x32\x18.serendip.v1.HistoryItem\x12\x17\n\x0f\x63ontext_item_id\x18\x02 \x01(\t\x12\t\n\x01k\x18\x03 \x01(\x05\x12+\n\nconstraint\x18\x04 \x01(\x0e\x32\x17.serendip.v1.Constraint\x12\x14\n\x0cinclude_seen\x18\x05 \x01(\x08\x12\x15\n\rdeny_item_ids\x18\x06 \x03(\t\x12\x10\n\x08\x63lusters\x18\x07 \x01(\x05\x12!\n\x05merge\x18\x08 \x01(\x0e\x32\x12.serendip.v1.Merge\x12\x18\n\x10\x65xclude_node_ids\x18\t \x03(\x05\x12\x16\n\tmin_score\x18\n \x01(\x02H\x00\x88\x01\x01\x12$\n\x07\x66ilters\x18\x0b \x03(\x0b\x32\x13.serendip.v1.Filter\x12\x14\n\x0cmax_per_leaf\x18\x0c \x01(\x05\x42\x0c\n\n_min_score\"\x9f\x02\n\x11RecommendResponse\x12*\n\ncandidates\x18\x01 \x03(\x0b\x32\x16.serendip.v1.Candidate\x12\x1f\n\x04plan\x18\x02 \x01(\x0b\x32\x11.serendip.v1.Plan\x12\'\n\x06source\x18\x03 \x01(\x0e\x32\x17.serendip.v1.PlanSource\x12\x12\n\nwidened_to\x18\x04 \x03(\x05\x12\'\n\x08versions\x18\x05 \x01(\x0b\x32\x15.serendip.v1.Versions\x12&\n\x03\x61ge\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08left_out\x18\x07 \x01(\x05\x12\x1d\n\x15unknown_history_items\x18\x08 \x01(\x05\"H\n\x15RecommendBatchRequest\x12/\n\x08requests\x18\x01 \x03(\x0b\x32\x1d.serendip.v1.RecommendRequest\"A\n\x16RecommendBatchResponse\x12\'\n\x04rows\x18\x01 \x03(\x0b\x32\x19.serendip.v1.RecommendRow\"d\n\x0cRecommendRow\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x30\n\x08response\x18\x02 \x01(\x0b\x32\x1e.serendip.v1.RecommendResponse*@\n\x05Merge\x12\x15\n\x11MERGE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMERGE_SCORE\x10\x01\x12\x0f\n\x0bMERGE_QUOTA\x10\x02\x32\xb4\x01\n\x0bRecommender\x12J\n\tRecommend\x12\x1d.serendip.v1.RecommendRequest\x1a\x1e.serendip.v1.RecommendResponse\x12Y\n\x0eRecommendBatch\x12\".serendip.v1.RecommendBatchRequest\x1a#.serendip.v1.RecommendBatchResponseBO\n\x0f\x64\x65v.serendip.v1P\x01Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +37,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serendip.v1.recommender_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.serendip.v1P\001Z:github.com/serendip/serendip/gen/go/serendip/v1;serendipv1'
-  _globals['_RECOMMENDREQUEST']._serialized_start=100
-  _globals['_RECOMMENDREQUEST']._serialized_end=287
-  _globals['_RECOMMENDRESPONSE']._serialized_start=290
-  _globals['_RECOMMENDRESPONSE']._serialized_end=488
-  _globals['_RECOMMENDER']._serialized_start=490
-  _globals['_RECOMMENDER']._serialized_end=579
+  _globals['_MERGE']._serialized_start=1085
+  _globals['_MERGE']._serialized_end=1149
+  _globals['_RECOMMENDREQUEST']._serialized_start=186
+  _globals['_RECOMMENDREQUEST']._serialized_end=550
+  _globals['_RECOMMENDRESPONSE']._serialized_start=553
+  _globals['_RECOMMENDRESPONSE']._serialized_end=840
+  _globals['_RECOMMENDBATCHREQUEST']._serialized_start=842
+  _globals['_RECOMMENDBATCHREQUEST']._serialized_end=914
+  _globals['_RECOMMENDBATCHRESPONSE']._serialized_start=916
+  _globals['_RECOMMENDBATCHRESPONSE']._serialized_end=981
+  _globals['_RECOMMENDROW']._serialized_start=983
+  _globals['_RECOMMENDROW']._serialized_end=1083
+  _globals['_RECOMMENDER']._serialized_start=1152
+  _globals['_RECOMMENDER']._serialized_end=1332
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,11 @@ class RecommenderStub:
                 request_serializer=serendip_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
                 response_deserializer=serendip_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
                 _registered_method=True)
+        self.RecommendBatch = channel.unary_unary(
+                '/serendip.v1.Recommender/RecommendBatch',
+                request_serializer=serendip_dot_v1_dot_recommender__pb2.RecommendBatchRequest.SerializeToString,
+                response_deserializer=serendip_dot_v1_dot_recommender__pb2.RecommendBatchResponse.FromString,
+                _registered_method=True)
 
 
 class RecommenderServicer:
@@ -49,9 +54,16 @@ class RecommenderServicer:
     """
 
     def Recommend(self, request, context):
-        """Plans for the context item, then retrieves from the first planned cluster, widening as
+        """Plans for the context item, then retrieves from the first planned clusters, widening as
         Retrieve does: into the next planned clusters, then upwards, never into the context
         item's own cluster. UNAVAILABLE, at once, if the retriever is away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecommendBatch(self, request, context):
+        """Recommend for many users in one call: each row by itself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -64,6 +76,11 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.Recommend,
                     request_deserializer=serendip_dot_v1_dot_recommender__pb2.RecommendRequest.FromString,
                     response_serializer=serendip_dot_v1_dot_recommender__pb2.RecommendResponse.SerializeToString,
+            ),
+            'RecommendBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecommendBatch,
+                    request_deserializer=serendip_dot_v1_dot_recommender__pb2.RecommendBatchRequest.FromString,
+                    response_serializer=serendip_dot_v1_dot_recommender__pb2.RecommendBatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +112,33 @@ class Recommender:
             '/serendip.v1.Recommender/Recommend',
             serendip_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
             serendip_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/serendip.v1.Recommender/RecommendBatch',
+            serendip_dot_v1_dot_recommender__pb2.RecommendBatchRequest.SerializeToString,
+            serendip_dot_v1_dot_recommender__pb2.RecommendBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 
 import grpc
 import pytest
@@ -263,6 +264,19 @@ asyncio.run(main())
 """
 
 
+def await_calls(metrics: str, count: int) -> None:
+    """Waits until so many calls have reached the servicer."""
+    began = f'grpc_server_started_total{{grpc_method="Retrieve",grpc_service="{toy.NAME}",'
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        with urllib.request.urlopen(metrics, timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        if any(line.startswith(began) and float(line.split()[-1]) >= count for line in lines):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"no {count} calls within 10 s")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_exits_0(number: signal.Signals) -> None:
     folder = toy.__file__.rpartition("/")[0]
@@ -282,7 +296,7 @@ def test_a_signal_drains_and_exits_0(number: signal.Signals) -> None:
         with grpc.insecure_channel(address) as channel:
             stub = retriever_pb2_grpc.RetrieverStub(channel)
             in_flight = stub.Retrieve.future(toy.request("wait"), timeout=10)
-            stub.Retrieve(toy.request("ok"), timeout=5)  # so the other one has arrived
+            await_calls(metrics, 1)
             process.send_signal(number)
             process.send_signal(number)
             assert in_flight.result().unknown_history_items == 7
