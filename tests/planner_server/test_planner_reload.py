@@ -4,12 +4,12 @@ import shutil
 import signal
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 
 import grpc
 import parts
 import pytest
+from faults import metric, until
 from serendip_client import SerendipClient
 
 from serendip.artifacts import Artifacts
@@ -65,18 +65,6 @@ def client(served):
         yield made
 
 
-def until(condition, seconds=40):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.02)
-
-
-def metric(url, name):
-    text = urllib.request.urlopen(url, timeout=10).read().decode()
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
-
-
 def tree_of(client):
     (row,) = client.plan([ITEM])
     return row.require().tree_version
@@ -123,7 +111,7 @@ def test_a_release_that_cannot_be_opened_leaves_the_old_one_and_is_told_once(ser
     good = plans.read_bytes()
     plans.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     served.make_current(1)
-    until(lambda: metric(served.server.metrics, "serendip_reload_failures_total") >= 1)
+    until(lambda: metric(served.server.metrics, "serendip_reload_failures_total") >= 1, 40)
     assert tree_of(client) == served.tree(0)
     said = served.log.read_text()
     assert said.count("is not served") == 1

@@ -46,7 +46,7 @@ class MadeReleases:
         which: Sequence[int] = (0,),
         gap: float = 1e-4,
     ) -> None:
-        """Writes requests and the ranker's answers to them, for retriever_load.py.
+        """Writes requests and the ranker's answers to them, for server_load.py.
 
         Args:
             which: the releases that they are planned under.

@@ -8,16 +8,11 @@ and prints the figures (add ``-s``). Counts and memory are held to bounds; laten
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +20,7 @@ from typing import Any
 import grpc
 import mute_client
 import pytest
-import retriever_load
+from faults import begin, children, ended, is_up, metric, resident, run, show, until
 from made_releases import MadeReleases, make_releases
 
 from serendip.local import ServerProcess, start_server
@@ -92,52 +87,6 @@ def stage(world, tmp_path) -> Stage:
     return Stage(made, tmp_path, full)
 
 
-def begin(address: str, requests: str, seconds: float, **load: Any) -> subprocess.Popen[str]:
-    settings = {"address": address, "requests": requests, "seconds": seconds, **load}
-    return subprocess.Popen(
-        [sys.executable, retriever_load.__file__, json.dumps(settings)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ended(load: subprocess.Popen[str]) -> dict[str, Any]:
-    out, _ = load.communicate(timeout=400)
-    assert load.returncode == 0
-    return json.loads(out)
-
-
-def run(address: str, requests: str, seconds: float, **load: Any) -> dict[str, Any]:
-    return ended(begin(address, requests, seconds, **load))
-
-
-def metric(url: str, name: str, **labels: str) -> float:
-    total = 0.0
-    for line in urllib.request.urlopen(url, timeout=10).read().decode().splitlines():
-        found = re.match(r"(\w+)(?:\{(.*)\})? (\S+)$", line)
-        if found and found[1] == name:
-            has = dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
-            if all(has.get(k) == v for k, v in labels.items()):
-                total += float(found[3])
-    return total
-
-
-def is_up(url: str) -> bool:
-    """Whether a page of metrics answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=10):
-            return True
-    except OSError:
-        return False
-
-
-def resident(pid: int) -> dict[str, float]:
-    """MiB of a process: all that is mapped and in memory, and what is its own."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    read = {name: int(kb) / 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", status)}
-    return {"all": read["VmRSS"], "own": read["RssAnon"]}
-
-
 def tell(address: str) -> retriever_pb2.RetrieverGetInfoResponse:
     """What a server says of itself, on a connection of its own."""
     with grpc.insecure_channel(address) as channel:
@@ -145,10 +94,6 @@ def tell(address: str) -> retriever_pb2.RetrieverGetInfoResponse:
         return stub.GetInfo(
             retriever_pb2.RetrieverGetInfoRequest(), timeout=10, wait_for_ready=True
         )
-
-
-def show(name: str, **figures: Any) -> None:
-    print(f"\n{name}: {json.dumps(figures)}")
 
 
 def capacity(stage: Stage, address: str, requests: str) -> float:
@@ -233,13 +178,6 @@ def test_a_server_lets_go_of_the_release_that_it_began_with(made, tmp_path) -> N
         trees = [ranker.versions.tree_version for ranker in made.rankers]
         assert list(info.tree_versions) == [trees[2], trees[1]]
         until(lambda: f"{first}/items.npy" not in maps.read_text())
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
 
 
 # --- (b) overload ------------------------------------------------------------------------
@@ -440,7 +378,3 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         assert len(tell(server.address).tree_versions) == 2
         assert server.stop() == 0
     assert stage.log().count("ended with -9") == 1
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

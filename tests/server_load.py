@@ -1,4 +1,4 @@
-"""``python retriever_load.py JSON``: loads a retriever server from a process of its own.
+"""``python server_load.py JSON``: loads a server from a process of its own.
 
 Every answer is compared with the one that the requests' file expects. Prints one JSON object.
 """
@@ -19,7 +19,16 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serendip.v1 import retriever_pb2
+from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
+
+RETRIEVE = "/serendip.v1.Retriever/Retrieve"
+PLAN = "/serendip.v1.Planner/Plan"
+RECOMMEND = "/serendip.v1.Recommender/Recommend"
+RESPONSES: dict[str, Any] = {
+    RETRIEVE: retriever_pb2.RetrieveResponse,
+    PLAN: planner_pb2.PlanResponse,
+    RECOMMEND: recommender_pb2.RecommendResponse,
+}
 
 
 @dataclass
@@ -27,7 +36,8 @@ class Load:
     """What is asked of a server.
 
     Attributes:
-        requests: file of MadeReleases.write_requests.
+        requests: file of a JSON list; each entry has a request in hexadecimal, and what ``_right``
+            compares the answer of its method with.
         in_flight: calls at a time, each followed by the next one; 0: ``rate`` calls a second,
             whether the others have been answered or not.
         cancelled: share of the calls that are given up, after 0 to 5 ms.
@@ -46,6 +56,7 @@ class Load:
     checked: bool = True
     watching: bool = False
     seed: int = 0
+    method: str = RETRIEVE
 
 
 @dataclass
@@ -72,10 +83,8 @@ async def run(load: Load) -> dict[str, Any]:
     channels = [grpc.aio.insecure_channel(load.address, options) for _ in range(load.connections)]
     calls = [
         channel.unary_unary(
-            "/serendip.v1.Retriever/Retrieve",
-            response_deserializer=retriever_pb2.RetrieveResponse.FromString
-            if load.checked
-            else None,
+            load.method,
+            response_deserializer=RESPONSES[load.method].FromString if load.checked else None,
         )
         for channel in channels
     ]
@@ -177,7 +186,13 @@ def _note(seen: Seen, error: grpc.aio.AioRpcError, took: float) -> None:
         seen.says[f"{code}: {error.details()}"] += 1
 
 
-def _right(response: retriever_pb2.RetrieveResponse, row: dict[str, Any]) -> bool:
+def _right(response: Any, row: dict[str, Any]) -> bool:
+    if isinstance(response, planner_pb2.PlanResponse):
+        # By tree: all rows of an answer are of one of them.
+        trees = {r.versions.tree_version for r in response.rows}
+        trees |= {r.plan.tree_version for r in response.rows}
+        nodes = [[c.node_id for c in r.plan.clusters] for r in response.rows]
+        return len(trees) == 1 and nodes == row["nodes"].get(trees.pop())
     return (
         [c.item_id for c in response.candidates] == row["items"]
         and response.versions.tree_version == row["tree"]
