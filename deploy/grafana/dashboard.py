@@ -95,6 +95,8 @@ def _sum(by: Sequence[str], how: str = "sum") -> str:
 
 _METHOD = ("tier", "grpc_method")
 _SECONDS = "grpc_server_handling_seconds"
+_CALLS = ("grpc_server_handled_total", ("tier",), _OURS)
+_SHED = (*_CALLS[:2], f'{_OURS},grpc_code="RESOURCE_EXHAUSTED"')
 
 
 def _quantiles(
@@ -145,12 +147,9 @@ OVERVIEW = (
         (
             Query(
                 ratio(
-                    rate(
-                        "grpc_server_handled_total",
-                        ("tier",),
-                        f'{_OURS},grpc_code="RESOURCE_EXHAUSTED"',
-                    ),
-                    rate("grpc_server_handled_total", ("tier",), _OURS),
+                    # No call was ever shed: there is no such series, and the share is 0.
+                    f"({rate(*_SHED)} or 0 * {rate(*_CALLS)})",
+                    rate(*_CALLS),
                 ),
                 "{{tier}}",
             ),
