@@ -172,15 +172,27 @@ OVERVIEW = (
                 "{{tier}}",
             ),
         ),
-        width=12,
     ),
     Panel(
         "Processes",
         "Worker processes whose page was read at the last scrape.",
         units.Short,
         (Query(gauge("up", ("tier",)), "{{tier}}"),),
-        width=12,
         kind="stat",
+    ),
+    Panel(
+        "Clients",
+        "Calls by the client whose token they had, those beyond its rate, and those without a "
+        "token; nothing where --tokens is not given.",
+        units.RequestsPerSecond,
+        (
+            Query(rate("serendip_client_calls_total", ("tier", "client")), "{{tier}} {{client}}"),
+            Query(
+                rate("serendip_client_limited_total", ("tier", "client")),
+                "{{tier}} {{client}}, limited",
+            ),
+            Query(rate("serendip_unauthenticated_total", ("tier",)), "{{tier}}, no token"),
+        ),
     ),
 )
 
@@ -270,12 +282,14 @@ PLANNER = (
         ),
     ),
     Panel(
-        "Live: saved work and restarts",
-        "Rows that shared another's plan or had a kept one, and restarts of the live process.",
+        "Live: shared and kept plans, restarts",
+        "Requests that another's plan was shared with, plans kept for later calls, writes of kept "
+        "plans that failed, and live workers started in place of one that died.",
         units.OpsPerSecond,
         (
             Query(rate("serendip_live_shared_total"), "shared"),
             Query(rate("serendip_live_kept_total"), "kept"),
+            Query(rate("serendip_live_keep_failures_total"), "not kept"),
             Query(rate("serendip_live_worker_restarts_total"), "restarts"),
         ),
     ),
@@ -391,11 +405,11 @@ RELEASES = (
     ),
     Panel(
         "Files that could not be read",
-        "Withheld items and bearer tokens: the last good ones hold.",
+        "Withheld items, tokens, certificates that had changed: the last good ones hold.",
         units.OpsPerSecond,
-        (
-            Query(rate("serendip_withhold_failures_total", ("tier",)), "withheld items, {{tier}}"),
-            Query(rate("serendip_tokens_failures_total", ("tier",)), "tokens, {{tier}}"),
+        tuple(
+            Query(rate(f"serendip_{what}_failures_total", ("tier",)), f"{what}, {{{{tier}}}}")
+            for what in ("withhold", "tokens", "upstream_token", "tls")
         ),
     ),
 )
