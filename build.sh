@@ -35,18 +35,22 @@ buf() {
     true
 }
 
-# Prometheus, with promtool, comes from Debian's package: unpacked, neither installed nor started.
-prometheus() {
-  [ ! -x .tools/prometheus/usr/bin/prometheus ] && ! type -P prometheus >/dev/null &&
+# debian NAME BINARY PACKAGE...: what tests need of Debian, unpacked under .tools/NAME, neither
+# installed nor started. Where it cannot be had, those tests say so and are skipped.
+debian() {
+  local name=$1 binary=$2
+  shift 2
+  [ ! -x ".tools/$name/usr/bin/$binary" ] && ! type -P "$binary" >/dev/null &&
     command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
-  rm -rf .tools/prometheus.new && mkdir -p .tools/prometheus.new
+  rm -rf ".tools/$name.new" && mkdir -p ".tools/$name.new"
   (
-    cd .tools/prometheus.new
+    cd ".tools/$name.new"
     # A fresh machine has no list of packages yet.
-    timeout 120 apt-get download prometheus || { timeout 120 apt-get update && timeout 120 apt-get download prometheus; }
-    dpkg -x prometheus_*.deb . && rm prometheus_*.deb
-  ) >/dev/null 2>&1 && rm -rf .tools/prometheus && mv .tools/prometheus.new .tools/prometheus ||
-    { rm -rf .tools/prometheus.new; echo "build.sh: no Prometheus from apt-get: tests of dashboards and rules are left out" >&2; }
+    timeout 120 apt-get download "$@" ||
+      { timeout 120 apt-get update && timeout 120 apt-get download "$@"; } || exit 1
+    for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit 1; done
+  ) >/dev/null 2>&1 && rm -rf ".tools/$name" && mv ".tools/$name.new" ".tools/$name" ||
+    { rm -rf ".tools/$name.new"; echo "build.sh: no $binary from apt-get: its tests are left out" >&2; }
 }
 
 lint() {
@@ -64,7 +68,8 @@ demo() { setup; exec "$py" examples/demo.py "$@"; }
 test_() {
   setup
   buf
-  prometheus
+  debian prometheus prometheus prometheus
+  debian redis redis-server redis-server redis-tools libjemalloc2 liblua5.1-0 liblzf1 lua-bitop lua-cjson
   local options=()
   for word in "$@"; do
     if [ "$word" = --full ]; then options+=(--run-full); else options+=("$word"); fi
