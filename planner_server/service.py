@@ -58,7 +58,7 @@ class PlannerService:
     """Serves one release's plans and tree.
 
     Args:
-        registry: takes the metrics of plans; a new one if None.
+        registry: takes the service's metrics; a new one if None.
     """
 
     def __init__(self, serving: Serving, registry: CollectorRegistry | None = None) -> None:
