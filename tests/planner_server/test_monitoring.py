@@ -144,7 +144,7 @@ def watched(up, tmp_path_factory):
 
     What stays without any is in ``pending``, after a minute.
     """
-    need_binary("prometheus")  # before the servers are loaded for nothing
+    need_binary("prometheus")
     folder = tmp_path_factory.mktemp("prometheus")
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
