@@ -35,6 +35,24 @@ buf() {
     true
 }
 
+# debian NAME BINARY PACKAGE...: what tests need of Debian, unpacked under .tools/NAME, neither
+# installed nor started. Where it cannot be had, those tests say so and are skipped.
+debian() {
+  local name=$1 binary=$2
+  shift 2
+  [ ! -x ".tools/$name/usr/bin/$binary" ] && ! type -P "$binary" >/dev/null &&
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
+  rm -rf ".tools/$name.new" && mkdir -p ".tools/$name.new"
+  (
+    cd ".tools/$name.new"
+    # A fresh machine has no list of packages yet.
+    timeout 120 apt-get download "$@" ||
+      { timeout 120 apt-get update && timeout 120 apt-get download "$@"; } || exit 1
+    for package in *.deb; do dpkg -x "$package" . && rm "$package" || exit 1; done
+  ) >/dev/null 2>&1 && rm -rf ".tools/$name" && mv ".tools/$name.new" ".tools/$name" ||
+    { rm -rf ".tools/$name.new"; echo "build.sh: no $binary from apt-get: its tests are left out" >&2; }
+}
+
 lint() {
   setup
   buf
@@ -50,6 +68,8 @@ demo() { setup; exec "$py" examples/demo.py "$@"; }
 test_() {
   setup
   buf
+  debian prometheus prometheus prometheus
+  debian redis redis-server redis-server redis-tools libjemalloc2 liblua5.1-0 liblzf1 lua-bitop lua-cjson
   local options=()
   for word in "$@"; do
     if [ "$word" = --full ]; then options+=(--run-full); else options+=("$word"); fi

@@ -25,14 +25,15 @@ _LOOK_S = 0.2
 
 @contextlib.asynccontextmanager
 async def servicers(
-    serving: Serving, retriever: str
+    serving: Serving, retriever: str, registry: CollectorRegistry | None = None
 ) -> AsyncIterator[tuple[PlannerService, RecommenderService | None]]:
     """The servicers over an opened release; closes what they hold at the end.
 
     Args:
         retriever: HOST:PORT, or empty: no Recommend.
+        registry: takes their metrics; a new one if None.
     """
-    planner = PlannerService(serving)
+    planner = PlannerService(serving, registry)
     del serving  # only the service holds it: a name here would hold it after it is swapped out
     channel = grpc.aio.insecure_channel(retriever, _CHANNEL) if retriever else None
     try:
@@ -61,7 +62,7 @@ async def run(source: Source, retriever: str, poll_s: float, options: ServerOpti
     followers: list[Follower[Serving]] = []
     retiring: set[asyncio.Task[None]] = set()
 
-    async with servicers(source.open(), retriever) as (planner, recommender):
+    async with servicers(source.open(), retriever, registry) as (planner, recommender):
 
         def on_ready(running: Running) -> None:
             def swap(new: Serving) -> None:

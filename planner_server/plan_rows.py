@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from planner_server.encode import encode_stored, head_of_stored
 from planner_server.live import LiveQuery
+from planner_server.plan_metrics import PlanMetrics
 from planner_server.release import Serving
 from serendip.core import (
     MAX_PLANNED_CLUSTERS,
@@ -106,8 +107,10 @@ class Wanted:
 class PlanRows:
     """Answers for one release."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, metrics: PlanMetrics) -> None:
         self._serving = serving
+        self._metrics = metrics
+        metrics.serves(serving.store.info().count)
 
     async def rows(self, ids: Sequence[str], wanted: Wanted, deadline: float | None) -> list[bytes]:
         """One serialised PlanRow an item, in order: stored plans at once, the others together.
@@ -130,16 +133,21 @@ class PlanRows:
         """The row of each stored plan, whole; empty where there is none, or it cannot be read."""
         now_s = int(time.time())
         head = head_of_stored(self._serving.versions)
+        ages: list[int] = []
 
         def row(data: bytes | None) -> bytes:
             if data is None:
                 return b""
             try:
-                return encode_stored(data, head, now_s - planned_at_s(data))
+                age_s = now_s - planned_at_s(data)
             except CorruptArtifact:  # which _made says
                 return b""
+            ages.append(age_s)
+            return encode_stored(data, head, age_s)
 
-        return list(map(row, stored))
+        rows = list(map(row, stored))
+        self._metrics.stored(ages)
+        return rows
 
     def fallback(self, item_id: str, own: int, wanted: Wanted) -> planner_pb2.PlanRow:
         """The fallback of an item, for a plan of which the options leave nothing."""
@@ -187,6 +195,7 @@ class PlanRows:
             fallback = plan_to_proto(self._serving.fallback(item_id, own))
             return self._row(fallback, PlanSource.FALLBACK, wanted)
         except Exception as e:  # a row's failure is that row's status, whatever it is
+            self._metrics.row(None)
             return _failed(e)
 
     def _may_live(self, item_id: str, deadline: float | None) -> bool:
@@ -230,8 +239,11 @@ class PlanRows:
             versions=versions_to_proto(versions),
             left_out=left_out,
         )
+        age_s = 0
         if source is PlanSource.STORE:
-            row.age.FromSeconds(max(0, int(time.time()) - plan.planned_at.seconds))
+            age_s = max(0, int(time.time()) - plan.planned_at.seconds)
+            row.age.FromSeconds(age_s)
+        self._metrics.row(source, left_out, age_s)
         data: bytes = row.SerializeToString()
         return data
 

@@ -16,9 +16,11 @@ from typing import Any
 
 import grpc
 from google.rpc import code_pb2
+from prometheus_client import CollectorRegistry
 
 from planner_server.encode import encode_response
 from planner_server.live import LivePlanner, LiveQuery
+from planner_server.plan_metrics import PlanMetrics
 from planner_server.plan_rows import PlanRows, Wanted
 from planner_server.release import Serving
 from serendip.catalog.media import decode_image
@@ -53,9 +55,14 @@ _RECOMMEND_S = 10.0  # where the caller sets no deadline: a call that never hang
 
 
 class PlannerService:
-    """Serves one release's plans and tree."""
+    """Serves one release's plans and tree.
 
-    def __init__(self, serving: Serving) -> None:
+    Args:
+        registry: takes the service's metrics; a new one if None.
+    """
+
+    def __init__(self, serving: Serving, registry: CollectorRegistry | None = None) -> None:
+        self._metrics = PlanMetrics(registry if registry is not None else CollectorRegistry())
         self.swap(serving)
 
     @property
@@ -66,7 +73,7 @@ class PlannerService:
     def swap(self, serving: Serving) -> None:
         """Serves something else from the next call on; to be called by the event loop's thread."""
         self._serving = serving
-        self._rows = PlanRows(serving)
+        self._rows = PlanRows(serving, self._metrics)
 
     async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> bytes:
         """Plans for catalogue items; every row by itself."""

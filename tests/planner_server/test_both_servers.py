@@ -8,7 +8,6 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -25,37 +24,11 @@ from own_redis import need_redis, redis_server
 from PIL import Image
 from serendip_client import SerendipClient
 
-from serendip.catalog.items import read_items
 from serendip.catalog.logs import read_interactions
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
-from serendip.curation.curate import read_pairs
-from serendip.local import both_servers, start_server
+from serendip.local import start_server
 from serendip.planning.lmdb_store import FILE
-from serendip.tree.cluster_tree import ClusterTree
 from serendip.v1 import planner_pb2, planner_pb2_grpc, recommender_pb2, recommender_pb2_grpc
-
-
-@pytest.fixture(scope="module")
-def up(small_world, tmp_path_factory):
-    """Servers whose catalogue has one item, outside the corpus, with a broken thumbnail."""
-    data = tmp_path_factory.mktemp("served") / "data"
-    shutil.copytree(small_world.config.data_path, data)
-    pairs = small_world.artifacts.current("pairs")
-    corpus = read_pairs(pairs, "corpus").column("item_id").to_pylist()
-    unplanned = sorted({i.item_id for i in read_items(data)} - set(corpus))
-    broken, live, *_ = unplanned
-    next(i for i in read_items(data) if i.item_id == broken).thumbnail.write_bytes(b"no jpeg")
-    with both_servers(small_world.config.artifacts_path, data) as (planner, retriever):
-        yield SimpleNamespace(
-            planner=planner,
-            retriever=retriever,
-            tree=ClusterTree.open(small_world.artifacts.current("tree")),
-            stored=corpus[0],
-            live=live,
-            broken=broken,
-            world=small_world,
-            data=data,
-        )
 
 
 @pytest.fixture
