@@ -14,7 +14,6 @@ from serendip.core import (
     Candidate,
     Filter,
     InvalidRequest,
-    NotFound,
     Plan,
     PlannedCluster,
     PlanSource,
@@ -23,7 +22,7 @@ from serendip.core import (
     SerendipError,
     Versions,
 )
-from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+from serendip.v1 import common_pb2, planner_pb2, retriever_pb2
 from serendip.wire_filters import attributes_from_proto, attributes_to_proto
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
