@@ -227,6 +227,11 @@ def recommend(
         list[str] | None, typer.Option(help="An item watched before; repeat it, oldest first.")
     ] = None,
     k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
+    clusters: Annotated[int, typer.Option(help="Planned clusters that they are from.")] = 1,
+    merge: Annotated[str, typer.Option(help="score, or quota: the clusters take turns.")] = "score",
+    constraint: Annotated[
+        str, typer.Option(help="Clusters that may be planned: not_own, siblings or none.")
+    ] = "not_own",
     planner: Annotated[str, typer.Option(help="HOST:PORT of the planner server.")] = (
         "127.0.0.1:50051"
     ),
@@ -239,7 +244,14 @@ def recommend(
     from serendip.catalog.items import read_items
 
     with SerendipClient(planner) as client:
-        answer = client.recommend(history or [], context_item, k)
+        answer = client.recommend(
+            history or [],
+            context_item,
+            k,
+            constraint=constraint,
+            clusters=clusters,
+            merge=merge,
+        )
     data = load_config(config, seed=seed).data_path
     titles = {}
     if (data / "items.parquet").is_file():

@@ -32,17 +32,33 @@ def field(key_: int, value: bytes) -> bytes:
     return b"%c%b%b" % (key_, varint(len(value)), value)
 
 
-def leading(raw: bytes, key_: int) -> list[int]:
-    """Where each of the length-prefixed fields ends that stand first in a message, all of one key.
+def leading(raw: bytes, key_: int) -> tuple[int, int]:
+    """How many length-prefixed fields of one key stand first in a message, and where they end.
 
     Raises ValueError if one is cut off.
     """
-    ends = []
-    at, whole = 0, len(raw)
+    count = at = 0
+    whole = len(raw)
     while at < whole and raw[at] == key_:
-        _, at = _value(raw, at + 1)
-        ends.append(at)
-    return ends
+        count += 1
+        if at + 1 < whole and (length := raw[at + 1]) <= 0x7F:
+            at += 2 + length
+        else:
+            _, at = _value(raw, at + 1)
+    if at > whole:
+        raise ValueError("a field is cut off")
+    return count, at
+
+
+def split(raw: bytes, key_: int) -> list[bytes]:
+    """Those fields one by one, with their keys and lengths. Raises as ``leading``."""
+    fields = []
+    start, whole = 0, len(raw)
+    while start < whole and raw[start] == key_:
+        _, end = _value(raw, start + 1)
+        fields.append(raw[start:end])
+        start = end
+    return fields
 
 
 def length_prefixed(raw: bytes) -> dict[int, bytes]:

@@ -33,8 +33,8 @@ from serendip.core import (
     check_range,
 )
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
-from serendip.wire import MAX_EXCLUDED, check_ids, error_from_status, history_from_proto
-from serendip.wire_bytes import LENGTH_PREFIXED, field, key, leading, length_prefixed
+from serendip.wire import MAX_EXCLUDED, check_ids, error_from_status
+from serendip.wire_bytes import LENGTH_PREFIXED, field, key, leading, length_prefixed, split
 from serendip.wire_filters import filters_from_proto
 from serendip.wire_plans import constraint_from_proto
 
@@ -157,7 +157,7 @@ def _out_of_step(tree_version: str, error: WrongTree) -> WrongTree:
 def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
     """Raises InvalidRequest, naming the field, for what RecommendRequest calls invalid.
 
-    The retriever's checks are among them, before the planner spends anything on the call.
+    All but the history, which is long: what is wrong with it the retriever says.
     """
     check_id(request.context_item_id, "context_item_id")
     constraint_from_proto(request.constraint)
@@ -167,12 +167,10 @@ def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
     check_length(tuple(request.exclude_node_ids), "exclude_node_ids", 0, MAX_EXCLUDED - 1)
     if math.isnan(request.min_score):
         raise InvalidRequest("must be a number", field="min_score", value=request.min_score)
-    history, satisfaction = history_from_proto(request.history)
     query = RetrievalQuery(
-        history=history,
+        history=(),
         node_ids=(0,),
         k=request.k,
-        satisfaction=satisfaction,
         deny_item_ids=tuple(request.deny_item_ids),
         filters=filters_from_proto(request.filters) if request.filters else (),
         max_per_leaf=request.max_per_leaf,
@@ -275,9 +273,9 @@ def followed_by(
 def _history(request: recommender_pb2.RecommendRequest) -> bytes:
     """The history as it lies: the first field of this message, and of RetrieveRequest."""
     raw = _serialised(request)
-    ends = leading(raw, _HISTORY)
-    if len(ends) == len(request.history):
-        return raw[: ends[-1]] if ends else b""
+    count, end = leading(raw, _HISTORY)
+    if count == len(request.history):
+        return raw[:end]
     # Where messages are not written in the order of their fields' numbers.
     return _serialised(retriever_pb2.RetrieveRequest(history=request.history))
 
@@ -311,17 +309,13 @@ def rows_of(raw: bytes, count: int) -> list[Answer]:
     Raises SerendipError if they are not, or if it is no such message.
     """
     try:
-        fields = _cut(raw, leading(raw, _ROW))
-        answers = [_answer(length_prefixed(length_prefixed(one)[_ROW])) for one in fields]
+        rows = [length_prefixed(one)[_ROW] for one in split(raw, _ROW)]
+        answers = [_answer(length_prefixed(row)) for row in rows]
     except (ValueError, DecodeError) as error:
         raise _unreadable() from error
     if len(answers) != count:
         raise SerendipError(f"{count} retrievals were asked for, {len(answers)} rows came")
     return answers
-
-
-def _cut(raw: bytes, ends: Sequence[int]) -> list[bytes]:
-    return [raw[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _answer(row: dict[int, bytes]) -> Answer:
@@ -373,22 +367,19 @@ class _Retrieved:
 
     Attributes:
         candidates: the fields of the response that are candidates, one after the other.
-        ends: where each of them ends.
         rest: the response without them.
     """
 
     candidates: bytes
-    ends: list[int]
     rest: retriever_pb2.RetrieveResponse
 
     @classmethod
     def of(cls, raw: bytes) -> _Retrieved:
         try:
-            ends = leading(raw, _CANDIDATE)
-            end = ends[-1] if ends else 0
+            _, end = leading(raw, _CANDIDATE)
             rest = retriever_pb2.RetrieveResponse.FromString(raw[end:])
             if not rest.candidates:
-                return cls(raw[:end], ends, rest)
+                return cls(raw[:end], rest)
             # Of a server that writes its fields in another order: in ours there are none after it.
             message = retriever_pb2.RetrieveResponse.FromString(raw)
         except (ValueError, DecodeError) as error:
@@ -397,7 +388,7 @@ class _Retrieved:
 
     def parts(self) -> list[bytes]:
         """The candidates one by one, as fields."""
-        return _cut(self.candidates, self.ends)
+        return split(self.candidates, _CANDIDATE)
 
 
 def _widened(candidate: bytes) -> bool:

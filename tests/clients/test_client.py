@@ -14,7 +14,7 @@ import pytest
 import serendip_client
 import toy_tiers
 from running import in_thread
-from serendip_client import AsyncSerendipClient, HistoryItem, SerendipClient
+from serendip_client import AsyncSerendipClient, HistoryItem, RecommendQuery, SerendipClient
 from toy_tiers import NODES, PLANNER_VERSIONS, RETRIEVER_VERSIONS, TREE, Tiers
 
 from serendip import wire
@@ -268,6 +268,53 @@ def test_recommend_is_the_same_on_both_ways(client: Both) -> None:
 
 
 @pytest.mark.parametrize("via", ["server", "client"])
+def test_what_a_recommendation_may_ask_for_arrives(client: Both, via: str) -> None:
+    filters = [Filter("age", at_least=6)]
+    answer = client.recommend(
+        [],
+        "a",
+        4,
+        clusters=2,
+        exclude_node_ids=[9],
+        min_score=-7.5,
+        filters=filters,
+        max_per_leaf=3,
+        via=via,
+    )
+    assert (answer.age_s, answer.left_out, answer.unknown_history_items) == (1.5, 0, 0)
+    query = wire.query_from_proto(client.tiers.retriever.requests[-1])
+    assert (query.node_ids, query.widen_node_ids) == ((4, 6), (5,))
+    assert (query.exclude_node_ids, query.filters) == ((3, 9), tuple(filters))
+    assert query.max_per_leaf == 3
+    asked = client.tiers.planner.requests[-1]
+    assert (list(asked.exclude_node_ids), asked.min_score) == ([9], -7.5)
+
+
+@pytest.mark.parametrize("via", ["server", "client"])
+def test_recommend_batch(client: Both, via: str) -> None:
+    queries = [
+        RecommendQuery(["x"], "a", 2, clusters=2, merge="quota"),
+        RecommendQuery([], "unknown"),
+        RecommendQuery([], "a", 0),
+        RecommendQuery([], "b", 1, exclude_node_ids=[9]),
+    ]
+    good, unknown, invalid, last = client.recommend_batch(queries, via=via)
+    assert [(c.item_id, c.node_id) for c in good.require().candidates] == [
+        ("item-0", 4),
+        ("item-0", 6),
+    ]
+    assert last.require().plan.context_item_id == "b"
+    assert isinstance(unknown.error, NotFound)
+    with pytest.raises(InvalidRequest) as caught:
+        invalid.require()
+    assert caught.value.field == "k"
+    assert client.recommend_batch(queries[:1], via=via)[0] == good
+    for bad in (RecommendQuery([], "a", merge="best"), RecommendQuery("ab", "a")):
+        with pytest.raises(InvalidRequest):
+            client.recommend_batch([bad], via=via)
+
+
+@pytest.mark.parametrize("via", ["server", "client"])
 def test_recommend_fails_alike_on_both_ways(client: Both, via: str) -> None:
     with pytest.raises(NotFound, match="unknown"):
         client.recommend([], "unknown", via=via)
@@ -358,6 +405,7 @@ def test_without_a_retriever_its_methods_say_so(client: Both) -> None:
     for call in (
         lambda: client.retrieve([], [4], tree_version=TREE),
         lambda: client.recommend([], "a", 1, via="client"),
+        lambda: client.recommend_batch([RecommendQuery([], "a", 1)], via="client")[0].require(),
     ):
         with pytest.raises(InvalidRequest) as caught:
             call()

@@ -94,11 +94,6 @@ def found(
         ({"k": 1001}, "k"),
         ({"constraint": 9}, "constraint"),
         ({"deny_item_ids": [""]}, "deny_item_ids[0]"),
-        ({"history": [common_pb2.HistoryItem()]}, "history[0].item_id"),
-        (
-            {"history": [common_pb2.HistoryItem(item_id="a", satisfaction=2)]},
-            "history.satisfaction",
-        ),
         ({"clusters": -1}, "clusters"),
         ({"clusters": 9}, "clusters"),
         ({"merge": 3}, "merge"),
