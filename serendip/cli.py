@@ -21,7 +21,7 @@ except ImportError as e:  # the bare package is the client library
 from serendip import artifacts_cli
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import Config, load_config
-from serendip.core import InvalidRequest, SerendipError
+from serendip.core import Constraint, InvalidRequest, Merge, SerendipError
 from serendip.progress import console
 
 app = typer.Typer(
@@ -228,10 +228,12 @@ def recommend(
     ] = None,
     k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
     clusters: Annotated[int, typer.Option(help="Planned clusters that they are from.")] = 1,
-    merge: Annotated[str, typer.Option(help="score, or quota: the clusters take turns.")] = "score",
+    merge: Annotated[
+        Merge, typer.Option(help="By score, or the clusters take turns.")
+    ] = Merge.SCORE,
     constraint: Annotated[
-        str, typer.Option(help="Clusters that may be planned: not_own, siblings or none.")
-    ] = "not_own",
+        Constraint, typer.Option(help="Clusters that may be planned.")
+    ] = Constraint.NOT_OWN,
     planner: Annotated[str, typer.Option(help="HOST:PORT of the planner server.")] = (
         "127.0.0.1:50051"
     ),
