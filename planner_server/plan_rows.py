@@ -118,20 +118,31 @@ class PlanRows:
         Args:
             deadline: time.monotonic() in seconds; None: there is none.
         """
-        return await self.of_each([(item_id, wanted) for item_id in ids], deadline)
+        stored = await self._stored(ids)
+        rows = self._as_they_lie(stored) if wanted.all else [b""] * len(ids)
+        return await self._filled(rows, ids, stored, [wanted] * len(ids), deadline)
 
     async def of_each(
-        self, asked: Sequence[tuple[str, Wanted]], deadline: float | None
+        self, ids: Sequence[str], wanted: Sequence[Wanted], deadline: float | None
     ) -> list[bytes]:
         """As ``rows``, with options of its own for each item."""
-        stored = await self._stored([item_id for item_id, _ in asked])
-        rows = self._as_they_lie(
-            [data if wanted.all else None for data, (_, wanted) in zip(stored, asked, strict=True)]
-        )
+        stored = await self._stored(ids)
+        whole = [data if own.all else None for data, own in zip(stored, wanted, strict=True)]
+        return await self._filled(self._as_they_lie(whole), ids, stored, wanted, deadline)
+
+    async def _filled(
+        self,
+        rows: list[bytes],
+        ids: Sequence[str],
+        stored: Sequence[bytes | None],
+        wanted: Sequence[Wanted],
+        deadline: float | None,
+    ) -> list[bytes]:
+        """The rows, with those made that are empty."""
         rest = [at for at, row in enumerate(rows) if not row]
         if rest:
             made = await asyncio.gather(
-                *(self._made(asked[at][0], stored[at], asked[at][1], deadline) for at in rest)
+                *(self._made(ids[at], stored[at], wanted[at], deadline) for at in rest)
             )
             for at, row in zip(rest, made, strict=True):
                 rows[at] = row

@@ -149,12 +149,13 @@ class PlannerService:
     ) -> list[planner_pb2.PlanRow | SerendipError]:
         """What recommendations follow, each by its own options; one look-up for all."""
         wanted = [self._wanted(request) for request in requests]
-        asked = [
+        good = [
             (request.context_item_id, one)
             for request, one in zip(requests, wanted, strict=True)
             if isinstance(one, Wanted)
         ]
-        rows = iter(await self._rows.of_each(asked, deadline))
+        ids, options = [item_id for item_id, _ in good], [one for _, one in good]
+        rows = iter(await self._rows.of_each(ids, options, deadline))
         return [
             planner_pb2.PlanRow.FromString(next(rows)) if isinstance(one, Wanted) else one
             for one in wanted

@@ -219,7 +219,7 @@ WAYS = (
     {"clusters": 3},
     {"clusters": 3, "merge": "quota", "max_per_leaf": 2},
     {"clusters": 8, "merge": "quota", "constraint": "siblings", "include_seen": True},
-    {"min_score": -3.0, "clusters": 2, "deny_item_ids": ["i00000"]},
+    {"min_score": -40.0, "clusters": 2, "deny_item_ids": ["i00000"]},
 )
 
 

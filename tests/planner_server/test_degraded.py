@@ -208,7 +208,7 @@ def test_a_machine_that_takes_connections_and_says_nothing_is_away(serving: Any)
         port = swallowing.sockets[0].getsockname()[1]
         async with (
             planner_server(serving, f"127.0.0.1:{port}") as (planner, _),
-            AsyncSerendipClient(planner.address, timeout_s=LONG_S) as client,
+            AsyncSerendipClient(planner.address, timeout_s=15) as client,
         ):
             with pytest.raises(NotReady):
                 await client.recommend([], STORED, 3)

@@ -32,6 +32,8 @@ from serendip.v1 import recommender_pb2, recommender_pb2_grpc
 TREE = both_tiers.tree_of()
 PLANNED = {plan.context_item_id: plan for plan in both_tiers.plans_of(TREE)}
 LONG = next(item for item, plan in PLANNED.items() if len(plan.clusters) == 8)
+# A plan with one of the two siblings, so that the fallback has another one.
+PART = next(i for i, p in PLANNED.items() if sum(c.serendipitous for c in p.clusters) == 1)
 WITHOUT = TREE.item_ids[1]  # in the tree, but without a plan
 
 
@@ -167,24 +169,33 @@ def test_the_answer_tells_of_the_plan_that_it_follows(up: Any) -> None:
     assert answer.plan.clusters == plan.clusters[:5]
 
 
-def test_where_the_planner_has_nothing_the_fallback_is_followed_and_said(up: Any) -> None:
-    for via in ("server", "client"):
-        answer = up.client.recommend([], WITHOUT, 5, via=via)
-        assert (answer.source, answer.age_s) == (PlanSource.FALLBACK, 0)
-        assert len(answer.candidates) == 5
-        far = [c.node_id for c in PLANNED[LONG].clusters if not c.serendipitous]
-        near = [c.node_id for c in PLANNED[LONG].clusters if c.serendipitous]
-        # A stored plan of which siblings alone are wanted, and they are known: nothing is left.
-        own = TREE.node_of(LONG, LEVEL)
-        above = TREE.nodes.ancestor(own, LEVEL - 1)
-        with pytest.raises(NotFound, match="no planned cluster"):
-            up.client.recommend([], LONG, 5, exclude_node_ids=[*far, above], via=via)
-        with pytest.raises(NotFound, match="no planned cluster"):
-            up.client.recommend([], LONG, 5, min_score=1.0, via=via)
-        if len(near) < 2:
-            answer = up.client.recommend([], LONG, 5, exclude_node_ids=far + near, via=via)
-            assert answer.source is PlanSource.FALLBACK
-            assert not set(far + near) & {c.node_id for c in answer.plan.clusters}
+@pytest.mark.parametrize("via", ["server", "client"])
+def test_where_the_planner_has_nothing_the_fallback_is_followed_and_said(up: Any, via: Any) -> None:
+    answer = up.client.recommend([], WITHOUT, 5, via=via)
+    assert (answer.source, answer.age_s) == (PlanSource.FALLBACK, 0)
+    assert len(answer.candidates) == 5
+    # A stored plan of which nothing is left.
+    planned = [c.node_id for c in PLANNED[PART].clusters]
+    answer = up.client.recommend([], PART, 5, exclude_node_ids=planned, via=via)
+    assert answer.source is PlanSource.FALLBACK
+    (other,) = answer.plan.clusters
+    assert other.node_id not in planned
+    assert answer.candidates[0].node_id == other.node_id
+    # Nor of the fallback; or nothing that is likely enough.
+    known = [*planned, other.node_id]
+    with pytest.raises(NotFound, match="no planned cluster"):
+        up.client.recommend([], PART, 5, exclude_node_ids=known, via=via)
+    with pytest.raises(NotFound, match="no planned cluster"):
+        up.client.recommend([], PART, 5, min_score=1.0, via=via)
+
+
+def test_a_plan_of_which_the_options_leave_nothing_is_the_fallback(up: Any) -> None:
+    planned = [c.node_id for c in PLANNED[PART].clusters]
+    (row,) = up.client.plan([PART], exclude_node_ids=planned)
+    assert row.source is PlanSource.FALLBACK
+    assert [c.node_id in planned for c in row.require().clusters] == [False]
+    (row,) = up.client.plan([PART], min_score=1.0)
+    assert (row.source, row.require().clusters) == (PlanSource.STORE, ())
 
 
 def test_a_batch_is_refused_only_as_a_whole_and_may_be_large(up: Any) -> None:
