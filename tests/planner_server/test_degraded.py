@@ -26,7 +26,7 @@ from planner_server import recommend
 from serendip.core import Item
 from serendip.serving.handlers import Call, service_of
 from serendip.serving.server import ServerOptions, serve
-from serendip.v1 import recommender_pb2, recommender_pb2_grpc, retriever_pb2
+from serendip.v1 import planner_pb2, recommender_pb2, recommender_pb2_grpc, retriever_pb2
 
 TREE, NEXT = both_tiers.tree_of("a" * 12), both_tiers.tree_of("9" * 12)
 STORED = TREE.item_ids[0]
@@ -224,23 +224,27 @@ def test_a_connection_that_breaks_under_a_call_is_tried_once_more(serving: Any) 
             serve("retriever", services_of(waits)) as retriever,
             cable.to(retriever.address) as address,
             planner_server(serving, address) as (planner, _),
-            AsyncSerendipClient(planner.address, timeout_s=LONG_S) as client,
+            # A caller who tries nothing again.
+            grpc.aio.insecure_channel(planner.address, [("grpc.enable_retries", 0)]) as channel,
         ):
-            asking = asyncio.ensure_future(client.recommend([], STORED, 3))
+            stub: Any = recommender_pb2_grpc.RecommenderStub(channel)
+            request = recommender_pb2.RecommendRequest(context_item_id=STORED, k=1)
+            asking = asyncio.ensure_future(stub.Recommend(request, timeout=LONG_S))
             await waits.entered.wait()
             waits.release.set()  # whoever comes next is answered
             cable.cut()
-            assert (await asking).source is PlanSource.STORE
+            assert (await asking).source == planner_pb2.PLAN_SOURCE_STORE
             assert (waits.calls, cable.begun) == (2, 2)
 
             waits.release.clear()
             waits.entered.clear()
-            asking = asyncio.ensure_future(client.recommend([], STORED, 3))
+            asking = asyncio.ensure_future(stub.Recommend(request, timeout=LONG_S))
             await waits.entered.wait()
             cable.server.close()
             cable.cut()
-            with pytest.raises(NotReady):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
                 await asking
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
     running(body)
 
