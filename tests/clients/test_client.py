@@ -346,17 +346,6 @@ def test_errors_are_cores(client: Both) -> None:
     assert "secret" not in str(fault.value)
 
 
-def test_only_a_server_that_is_away_is_tried_again(client: Both) -> None:
-    before = len(client.tiers.planner.requests)
-    client.tiers.planner.failures = [toy_tiers.AWAY, toy_tiers.AWAY]
-    client.plan(["a"])
-    assert len(client.tiers.planner.requests) - before == 3
-    client.tiers.planner.failures = [toy_tiers.AWAY] * 3
-    with pytest.raises(NotReady, match="no release yet"):
-        client.plan(["a"])
-    assert len(client.tiers.planner.requests) - before == 6
-
-
 def test_nobody_there_is_told_at_once(client: Both) -> None:
     client.planner = "127.0.0.1:1"
     began = time.monotonic()

@@ -11,7 +11,6 @@ from serendip.core import (
     Candidate,
     InvalidRequest,
     NotFound,
-    NotReady,
     Overloaded,
     Plan,
     PlannedCluster,
@@ -254,5 +253,4 @@ class Tiers:
         return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self.retriever)]
 
 
-AWAY = NotReady("no release yet")
 FULL = Overloaded("9 rows are waiting", retry_after_s=0.25)
