@@ -5,7 +5,8 @@ requests with the same bytes and looks nothing up. Both on one core, h2load on t
 turns. 1, 16 and 256 items a call. A run is void unless the server counted as many OK answers as
 h2load counted answers; the bytes that the echo answers with are the server's own, compared with
 the store's plans first. Redis GET through redis-py, one connection over a Unix socket, takes its
-turn as well: a client in Python that waits for each answer.
+turn as well: a client in Python that waits for each answer. Last, what Recommend adds to its two
+parts (serving/recommend_parts.py).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from common.timing import Times, shown
 from peers.stores import RedisServer
 from rich.console import Console
 from rich.table import Table
-from serving import load, servers
+from serving import load, recommend_parts, servers
 from serving.load import MANY, ONE, Load, Ran
 from serving.plans_material import ROOT, make, request
 
@@ -74,7 +75,7 @@ def main() -> None:
         answers(server, store, Path(folder))
         with servers.running([echo(Path(folder))]) as (peer,):
             runs, gets = measure(plan, server, peer, store)
-    report(options.quick, plan, runs, gets)
+    report(options.quick, plan, runs, gets, recommend_parts.figures(options.quick))
 
 
 def ours() -> servers.Kind:
@@ -148,12 +149,15 @@ def redis_gets(client: Any, picked: list[str], count: int) -> Times:
     return took
 
 
-def report(quick: bool, plan: Plan, runs: Runs, gets: list[Times]) -> None:
+def report(
+    quick: bool, plan: Plan, runs: Runs, gets: list[Times], parts: Mapping[str, Mapping[str, float]]
+) -> None:
     """Prints the table and the JSON object."""
     table = Table(
         "items a call", "load", "server", "calls/s", "plans/s", "p50 ms", "p99 ms", "CPU us a call"
     )
-    figures, ratios = {}, {}
+    figures: dict[str, Any] = {}
+    ratios: dict[str, float] = {}
     for (name, items, at), of in runs.items():
         rates, p50, p99, cpu = (
             np.array([getattr(ran, field) for ran in of])
@@ -179,6 +183,9 @@ def report(quick: bool, plan: Plan, runs: Runs, gets: list[Times]) -> None:
     table.add_row("1", "c=1", "Redis GET, redis-py", *(shown(v, 1) for v in (rate, rate, p50, p99)))
     figures["redis"] = {"calls_per_s": float(np.median(rate)), "p50_ms": float(np.median(p50))}
     wide.print(table)
+    figures["recommend"] = parts
+    for way, found in parts.items():
+        ratios[f"Recommend over its parts, {way}"] = found["over_parts"]
     conditions = {
         "quick": quick,
         "rounds": plan.rounds - 1,

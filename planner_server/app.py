@@ -12,14 +12,13 @@ from prometheus_client import CollectorRegistry
 
 from planner_server.live import LivePlanner
 from planner_server.loading import Loader, Source
+from planner_server.recommend import CHANNEL, RecommenderService
 from planner_server.release import Serving
-from planner_server.service import PlannerService, RecommenderService, services, show_versions
+from planner_server.service import PlannerService, services, show_versions
 from serendip.artifacts import Artifacts
 from serendip.serving.follow import Follower
 from serendip.serving.server import Running, ServerOptions, serve_until_signal
 
-# A retriever that comes back is found again within a second, not after a long backoff.
-_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
 _LOOK_S = 0.2
 
 
@@ -35,7 +34,7 @@ async def servicers(
     """
     planner = PlannerService(serving, registry)
     del serving  # only the service holds it: a name here would hold it after it is swapped out
-    channel = grpc.aio.insecure_channel(retriever, _CHANNEL) if retriever else None
+    channel = grpc.aio.insecure_channel(retriever, CHANNEL) if retriever else None
     try:
         yield planner, None if channel is None else RecommenderService(planner, channel)
     finally:

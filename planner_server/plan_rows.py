@@ -120,10 +120,29 @@ class PlanRows:
         """
         stored = await self._stored(ids)
         rows = self._as_they_lie(stored) if wanted.all else [b""] * len(ids)
+        return await self._filled(rows, ids, stored, [wanted] * len(ids), deadline)
+
+    async def of_each(
+        self, ids: Sequence[str], wanted: Sequence[Wanted], deadline: float | None
+    ) -> list[bytes]:
+        """As ``rows``, with options of its own for each item."""
+        stored = await self._stored(ids)
+        whole = [data if own.all else None for data, own in zip(stored, wanted, strict=True)]
+        return await self._filled(self._as_they_lie(whole), ids, stored, wanted, deadline)
+
+    async def _filled(
+        self,
+        rows: list[bytes],
+        ids: Sequence[str],
+        stored: Sequence[bytes | None],
+        wanted: Sequence[Wanted],
+        deadline: float | None,
+    ) -> list[bytes]:
+        """The rows, with those made that are empty."""
         rest = [at for at, row in enumerate(rows) if not row]
         if rest:
             made = await asyncio.gather(
-                *(self._made(ids[at], stored[at], wanted, deadline) for at in rest)
+                *(self._made(ids[at], stored[at], wanted[at], deadline) for at in rest)
             )
             for at, row in zip(rest, made, strict=True):
                 rows[at] = row
@@ -149,11 +168,6 @@ class PlanRows:
         self._metrics.stored(ages)
         return rows
 
-    def fallback(self, item_id: str, own: int, wanted: Wanted) -> planner_pb2.PlanRow:
-        """The fallback of an item, for a plan of which the options leave nothing."""
-        plan = plan_to_proto(self._serving.fallback(item_id, own))
-        return planner_pb2.PlanRow.FromString(self._row(plan, PlanSource.FALLBACK, wanted))
-
     async def _stored(self, ids: Sequence[str]) -> list[bytes | None]:
         store = self._serving.store
         if isinstance(store, LmdbStore):  # a mapped file: a thread would take longer than the read
@@ -173,7 +187,7 @@ class PlanRows:
             if stored is not None and not (
                 wanted.lacks(stored) and self._may_live(item_id, deadline)
             ):
-                return self._row(stored, PlanSource.STORE, wanted)
+                return self._left_of(stored, wanted)
             own = self._serving.tree.node_of(item_id, self._serving.level)
             try:
                 live = await self._live(item_id, own, wanted, deadline)
@@ -184,7 +198,7 @@ class PlanRows:
             if live is not None:
                 return self._row(plan_to_proto(live), PlanSource.LIVE, wanted)
             if stored is not None:
-                return self._row(stored, PlanSource.STORE, wanted)
+                return self._left_of(stored, wanted)
             if own is None:
                 raise NotFound(
                     "neither the plans nor the tree have it",
@@ -197,6 +211,15 @@ class PlanRows:
         except Exception as e:  # a row's failure is that row's status, whatever it is
             self._metrics.row(None)
             return _failed(e)
+
+    def _left_of(self, stored: planner_pb2.Plan, wanted: Wanted) -> bytes:
+        """A stored plan's row; the fallback's where constraint and exclusions leave none of it."""
+        if not any(map(wanted.may_have, stored.clusters)) and stored.HasField("own_node_id"):
+            item_id, own = stored.context_item_id, stored.own_node_id
+            fallback = plan_to_proto(self._serving.fallback(item_id, own))
+            if any(map(wanted.may_have, fallback.clusters)):
+                return self._row(fallback, PlanSource.FALLBACK, wanted)
+        return self._row(stored, PlanSource.STORE, wanted)
 
     def _may_live(self, item_id: str, deadline: float | None) -> bool:
         """Whether a live plan is worth a try: there is a model, the item's media, and time."""

@@ -1,20 +1,17 @@
-"""The planner's servicers: Plan, PlanContent, Resolve, the tree, and Recommend.
+"""The planner's servicer: Plan, PlanContent, Resolve, and the tree.
 
     Plan ──> store ──miss──> live ──cannot──> fallback ──unknown item──> NOT_FOUND
-    Recommend ──> Plan ──> retriever's Retrieve
 
-Knows no file: everything comes opened, as Serving.
+Recommend is recommend.py's. Knows no file: everything comes opened, as Serving.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import grpc
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 
@@ -22,14 +19,14 @@ from planner_server.encode import encode_response
 from planner_server.live import LivePlanner, LiveQuery
 from planner_server.plan_metrics import PlanMetrics
 from planner_server.plan_rows import PlanRows, Wanted
+from planner_server.recommend import RecommenderService
 from planner_server.release import Serving
 from serendip.catalog.media import decode_image
 from serendip.core import (
-    MAX_PLANNED_CLUSTERS,
-    Constraint,
     InvalidRequest,
     NotFound,
     NotReady,
+    SerendipError,
     WrongTree,
     check_length,
     check_range,
@@ -38,20 +35,12 @@ from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
 from serendip.serving.handlers import Call, Service, service_of
 from serendip.serving.server import Running
-from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2_grpc
-from serendip.wire import (
-    check_plan_request,
-    check_recommend_request,
-    error_from_rpc,
-    error_from_status,
-    to_recommend_response,
-    to_retrieve_request,
-    versions_to_proto,
-)
-from serendip.wire_plans import constraint_from_proto, plan_to_proto
+from serendip.v1 import planner_pb2, recommender_pb2
+from serendip.wire import check_plan_request, versions_to_proto
+from serendip.wire_plans import plan_to_proto
+from serendip.wire_recommend import to_plan_request
 
 _PAGE, _MAX_PAGE = 100, 1000
-_RECOMMEND_S = 10.0  # where the caller sets no deadline: a call that never hangs
 
 
 class PlannerService:
@@ -69,6 +58,11 @@ class PlannerService:
     def serving(self) -> Serving:
         """What is served now."""
         return self._serving
+
+    @property
+    def tree_version(self) -> str:
+        """What is planned under now."""
+        return self._serving.versions.tree_version
 
     def swap(self, serving: Serving) -> None:
         """Serves something else from the next call on; to be called by the event loop's thread."""
@@ -150,22 +144,22 @@ class PlannerService:
             cluster_count=len(serving.tree.nodes.at_level(serving.level)),
         )
 
-    async def plan_one(
-        self, item_id: str, constraint: Constraint, deadline: float
-    ) -> planner_pb2.PlanRow:
-        """The row that a recommendation follows.
-
-        Raises:
-            SerendipError: there is no plan, or the constraint leaves nothing of it.
-        """
-        wanted = Wanted(MAX_PLANNED_CLUSTERS, constraint, frozenset(), None, reasoning=True)
-        (data,) = await self._rows.rows([item_id], wanted, deadline)
-        row: planner_pb2.PlanRow = planner_pb2.PlanRow.FromString(data)
-        if error := error_from_status(row.status):
-            raise error
-        if not row.plan.clusters and row.plan.HasField("own_node_id"):
-            return self._rows.fallback(item_id, row.plan.own_node_id, wanted)
-        return row
+    async def plans_for(
+        self, requests: Sequence[recommender_pb2.RecommendRequest], deadline: float
+    ) -> list[planner_pb2.PlanRow | SerendipError]:
+        """What recommendations follow, each by its own options; one look-up for all."""
+        wanted = [self._wanted(request) for request in requests]
+        good = [
+            (request.context_item_id, one)
+            for request, one in zip(requests, wanted, strict=True)
+            if isinstance(one, Wanted)
+        ]
+        ids, options = [item_id for item_id, _ in good], [one for _, one in good]
+        rows = iter(await self._rows.of_each(ids, options, deadline))
+        return [
+            planner_pb2.PlanRow.FromString(next(rows)) if isinstance(one, Wanted) else one
+            for one in wanted
+        ]
 
     # --- checks and pieces -----------------------------------------------------------------
 
@@ -178,6 +172,12 @@ class PlannerService:
                 value=tree_version,
                 remedy="Ask again with that one, or leave it empty.",
             )
+
+    def _wanted(self, request: recommender_pb2.RecommendRequest) -> Wanted | SerendipError:
+        try:
+            return Wanted.of(to_plan_request([request]), self._serving)
+        except SerendipError as e:
+            return e
 
     def _live(self) -> LivePlanner:
         if self._serving.live is None:
@@ -229,35 +229,6 @@ class PlannerService:
             description=nodes.description[node],
             item_count=end - start,
         )
-
-
-class RecommenderService:
-    """One call for both levels, over a channel to a retriever server."""
-
-    def __init__(self, planner: PlannerService, channel: Any) -> None:
-        self._planner = planner
-        stub: Any = retriever_pb2_grpc.RetrieverStub
-        self._retriever = stub(channel)
-
-    async def Recommend(
-        self, request: recommender_pb2.RecommendRequest, call: Call
-    ) -> recommender_pb2.RecommendResponse:
-        """Plans, then retrieves from the plan."""
-        check_recommend_request(request)
-        deadline = call.deadline or time.monotonic() + _RECOMMEND_S
-        constraint = constraint_from_proto(request.constraint)
-        row = await self._planner.plan_one(request.context_item_id, constraint, deadline)
-        response = await self._retrieve(to_retrieve_request(request, row.plan), deadline)
-        return to_recommend_response(row, response)
-
-    async def _retrieve(self, request: Any, deadline: float) -> Any:
-        try:
-            return await self._retriever.Retrieve(
-                request, timeout=max(0.001, deadline - time.monotonic())
-            )
-        except grpc.aio.AioRpcError as e:
-            trailers = e.trailing_metadata() or ()
-            raise error_from_rpc(e.code().value[0], e.details() or "", trailers) from e
 
 
 def services(planner: PlannerService, recommender: RecommenderService | None) -> list[Service]:

@@ -21,7 +21,7 @@ except ImportError as e:  # the bare package is the client library
 from serendip import artifacts_cli
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import Config, load_config
-from serendip.core import InvalidRequest, SerendipError
+from serendip.core import Constraint, InvalidRequest, Merge, SerendipError
 from serendip.progress import console
 
 app = typer.Typer(
@@ -227,6 +227,13 @@ def recommend(
         list[str] | None, typer.Option(help="An item watched before; repeat it, oldest first.")
     ] = None,
     k: Annotated[int, typer.Option(help="Items wanted.")] = 10,
+    clusters: Annotated[int, typer.Option(help="Planned clusters that they are from.")] = 1,
+    merge: Annotated[
+        Merge, typer.Option(help="By score, or the clusters take turns.")
+    ] = Merge.SCORE,
+    constraint: Annotated[
+        Constraint, typer.Option(help="Clusters that may be planned.")
+    ] = Constraint.NOT_OWN,
     planner: Annotated[str, typer.Option(help="HOST:PORT of the planner server.")] = (
         "127.0.0.1:50051"
     ),
@@ -239,7 +246,14 @@ def recommend(
     from serendip.catalog.items import read_items
 
     with SerendipClient(planner) as client:
-        answer = client.recommend(history or [], context_item, k)
+        answer = client.recommend(
+            history or [],
+            context_item,
+            k,
+            constraint=constraint,
+            clusters=clusters,
+            merge=merge,
+        )
     data = load_config(config, seed=seed).data_path
     titles = {}
     if (data / "items.parquet").is_file():

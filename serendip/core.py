@@ -185,6 +185,16 @@ class Constraint(Enum):
     NONE = "none"
 
 
+class Merge(Enum):
+    """How the candidates of several planned clusters become one list.
+
+    SCORE is the best of their union; under QUOTA the clusters take turns.
+    """
+
+    SCORE = "score"
+    QUOTA = "quota"
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The ordered clusters chosen for one context item, best first.

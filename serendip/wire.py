@@ -1,16 +1,13 @@
 """Between the protos and the border types of core: both directions, and every request check.
 
-Servers and clients import this one module, so that a field has one meaning on both sides; the
-composition of the two tiers (``to_retrieve_request``, ``to_recommend_response``) stands here too,
-so that the planner server and a client that composes by itself cannot differ. Knows no channel,
-no servicer and no artefact.
+Servers and clients import this one module, so that a field has one meaning on both sides; how both
+tiers become one answer is wire_recommend.py's. Knows no channel, no servicer and no artefact.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -32,7 +29,7 @@ from serendip.core import (
     check_length,
     check_range,
 )
-from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+from serendip.v1 import common_pb2, planner_pb2, retriever_pb2
 from serendip.wire_filters import filters_from_proto, filters_to_proto
 from serendip.wire_plans import constraint_from_proto
 
@@ -66,14 +63,6 @@ def check_plan_request(request: planner_pb2.PlanRequest) -> None:
     if math.isnan(request.min_score):
         raise InvalidRequest("must be a number", field="min_score", value=request.min_score)
     constraint_from_proto(request.constraint)
-
-
-def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
-    """Raises InvalidRequest, naming the field, for what RecommendRequest calls invalid."""
-    check_id(request.context_item_id, "context_item_id")
-    constraint_from_proto(request.constraint)
-    # The same checks as the retriever's, before the planner spends anything on the call.
-    _query(request, node_ids=(0,), widening=True)
 
 
 # --- versions, history -------------------------------------------------------------------
@@ -171,38 +160,23 @@ def query_from_proto(request: retriever_pb2.RetrieveRequest) -> RetrievalQuery:
         raise InvalidRequest(
             "is required", field="tree_version", remedy="Send the tree_version of the plan."
         )
-    return _query(request, node_ids=tuple(request.node_ids), widening=not request.no_widening)
-
-
-def _query(
-    request: retriever_pb2.RetrieveRequest | recommender_pb2.RecommendRequest,
-    *,
-    node_ids: tuple[int, ...],
-    widening: bool,
-) -> RetrievalQuery:
     history, satisfaction = history_from_proto(request.history)
-    deny_item_ids = tuple(request.deny_item_ids)
-    retrieves: dict[str, Any] = {}
-    if isinstance(request, retriever_pb2.RetrieveRequest):
-        retrieves = {
-            "exclude_node_ids": tuple(request.exclude_node_ids),
-            "widen_node_ids": tuple(request.widen_node_ids),
-            "filters": filters_from_proto(request.filters) if request.filters else (),
-            "allow_item_ids": tuple(request.allow_item_ids) or None,
-            "max_per_leaf": request.max_per_leaf,
-            "require_known_history": request.require_known_history,
-        }
     query = RetrievalQuery(
         history=history,
-        node_ids=node_ids,
+        node_ids=tuple(request.node_ids),
         k=request.k,
+        exclude_node_ids=tuple(request.exclude_node_ids),
+        widen_node_ids=tuple(request.widen_node_ids),
         satisfaction=satisfaction,
-        deny_item_ids=deny_item_ids,
+        deny_item_ids=tuple(request.deny_item_ids),
         include_seen=request.include_seen,
-        widening=widening,
-        **retrieves,
+        widening=not request.no_widening,
+        filters=filters_from_proto(request.filters) if request.filters else (),
+        allow_item_ids=tuple(request.allow_item_ids) or None,
+        max_per_leaf=request.max_per_leaf,
+        require_known_history=request.require_known_history,
     )
-    check_ids(deny_item_ids, "deny_item_ids")
+    check_ids(query.deny_item_ids, "deny_item_ids")
     check_ids(query.allow_item_ids or (), "allow_item_ids")
     return query
 
@@ -258,55 +232,6 @@ def retrieval_from_proto(message: retriever_pb2.RetrieveResponse) -> tuple[Retri
         unknown_history_items=message.unknown_history_items,
     )
     return retrieval, versions_from_proto(message.versions)
-
-
-# --- both tiers in one call --------------------------------------------------------------
-
-
-def to_retrieve_request(
-    request: recommender_pb2.RecommendRequest, plan: planner_pb2.Plan
-) -> retriever_pb2.RetrieveRequest:
-    """How a plan is followed: its first cluster, then the next ones, never the item's own.
-
-    Raises:
-        NotFound: the plan has no cluster.
-    """
-    if not plan.clusters:
-        raise NotFound(
-            "has no planned cluster",
-            field="context_item_id",
-            value=request.context_item_id,
-            remedy="Ask with another constraint.",
-        )
-    first, *rest = [cluster.node_id for cluster in plan.clusters]
-    return retriever_pb2.RetrieveRequest(
-        history=request.history,
-        node_ids=[first],
-        exclude_node_ids=[plan.own_node_id] if plan.HasField("own_node_id") else [],
-        widen_node_ids=rest,
-        tree_version=plan.tree_version,
-        k=request.k,
-        include_seen=request.include_seen,
-        deny_item_ids=request.deny_item_ids,
-    )
-
-
-def to_recommend_response(
-    row: planner_pb2.PlanRow, response: retriever_pb2.RetrieveResponse
-) -> recommender_pb2.RecommendResponse:
-    """Joins the two tiers' answers; versions are the planner's, with the retriever's own two."""
-    versions = common_pb2.Versions()
-    versions.CopyFrom(row.versions)
-    versions.tree_version = response.versions.tree_version
-    versions.retriever_version = response.versions.retriever_version
-    versions.order_version = response.versions.order_version
-    return recommender_pb2.RecommendResponse(
-        candidates=response.candidates,
-        plan=row.plan,
-        source=row.source,
-        widened_to=response.widened_to,
-        versions=versions,
-    )
 
 
 # --- errors, as they arrive --------------------------------------------------------------

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "wire_filters": {"core", "v1"},
     "wire_plans": {"core", "v1"},
     "wire_bytes": set(),
+    "wire_recommend": {"core", "v1", "wire", "wire_bytes", "wire_filters", "wire_plans"},
     "inventory": BASE,
     "release": BASE | {"tree", "planning"},
     "lineage": BASE | {"inventory", "planning"},
@@ -41,10 +42,11 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "cli": EVALUATION | {"artifacts_cli", "release", "local", "serendip_client"},
     "serving": {"core", "wire", "v1", "serving"},
-    "planner_server": PLANNING | {"serving", "planner_server"},
+    "planner_server": PLANNING | {"serving", "wire_recommend", "planner_server"},
     "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}
     | {"serving", "wire", "wire_filters", "wire_bytes", "v1", "retriever_server"},
-    "serendip_client": {"core", "wire", "wire_filters", "wire_plans", "v1", "serendip_client"},
+    "serendip_client": {"core", "v1", "serendip_client"}
+    | {"wire", "wire_filters", "wire_plans", "wire_recommend"},
 }
 PACKAGES = {"planner_server": "", "retriever_server": "", "serendip_client": "clients/"}
 OURS = {"serendip", *PACKAGES}

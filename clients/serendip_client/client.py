@@ -1,10 +1,18 @@
-"""The two clients: they hold the channels and drive operations; they know no message."""
+"""The two clients: they hold the channels and drive operations; they know no message.
+
+operation ──call──> try ──slow──> a second one beside it, if the client hedges
+    ^                │
+    │                ├── RESOURCE_EXHAUSTED with a pushback: again, when it says
+    │                └── UNAVAILABLE: again, by the channel itself (SERVICE_CONFIG)
+    └── response, or typed error
+"""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-import json
+import queue
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -12,11 +20,12 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from serendip.core import DeadlineSpent, InvalidRequest, SerendipError
+from serendip.core import DeadlineSpent, InvalidRequest
 from serendip.v1 import planner_pb2_grpc, recommender_pb2_grpc, retriever_pb2_grpc
-from serendip.wire import error_from_rpc
-from serendip_client import operations
-from serendip_client.operations import Call, Operation
+from serendip_client import operations, recommending
+from serendip_client.calls import Call, Operation
+from serendip_client.hedging import Hedging
+from serendip_client.retries import SERVICE_CONFIG, TRIES, is_final, likeliest, pushback_s, typed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,29 +33,14 @@ T = TypeVar("T")
 # 256 users with 1,000 candidates each fit.
 MAX_RESPONSE_BYTES = 64 << 20
 
-# A server that is away is tried again, for at most about 0.3 s; nothing else is: a full queue is
-# not helped by more calls, and what an answer was lost of may have been done.
-SERVICE_CONFIG = json.dumps(
-    {
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 3,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ]
-    }
-)
 _CHANNEL_OPTIONS = (
     ("grpc.service_config", SERVICE_CONFIG),
     ("grpc.enable_retries", 1),
     ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
 )
+# A hedge on the connection of the slow call would reach the same process: its own may reach another
+# behind the same port or balancer.
+_OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class _Connection:
@@ -63,22 +57,40 @@ class _Connection:
         timeout_s: float = 5.0,
         credentials: Any = None,
         token: str | None = None,
+        hedge: bool = False,
+        hedge_after_s: float | None = None,
     ) -> None:
         self._targets = {"planner": planner, "recommender": planner, "retriever": retriever}
         self._timeout_s = timeout_s
         self._credentials = credentials
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
-        self._channels: dict[str, Any] = {}
-        self._stubs: dict[str, Any] = {}
+        self._hedging = None
+        if hedge or hedge_after_s is not None:
+            self._hedging = Hedging(hedge_after_s)
+        self._channels: dict[tuple[str, bool], Any] = {}
+        self._callables: dict[tuple[str, bool, bool], Any] = {}
 
-    def _invoke(self, call: Call, timeout_s: float) -> Any:
-        """Begins a call: the response of a blocking channel, an awaitable of an asyncio one."""
-        stub = self._stubs.get(call.service)
-        if stub is None:  # made at the first use, so within the event loop that it belongs to
-            stub = self._stubs[call.service] = _STUBS[call.service](self._channel(call.service))
-        return getattr(stub, call.method)(call.request, timeout=timeout_s, metadata=self._metadata)
+    def _callable(self, call: Call, second: bool = False) -> Any:
+        """What begins a call; made at the first use, so within the event loop it belongs to.
 
-    def _channel(self, service: str) -> Any:
+        Args:
+            second: of a hedge.
+        """
+        key = (call.path, call.raw, second)
+        found = self._callables.get(key)
+        if found is None:
+            channel = self._channel(call.service, second)
+            if call.raw:
+                found = channel.unary_unary(call.path)
+            else:
+                found = getattr(_STUBS[call.service](channel), call.method)
+            self._callables[key] = found
+        return found
+
+    def _options(self, timeout_s: float) -> dict[str, Any]:
+        return {"timeout": timeout_s, "metadata": self._metadata}
+
+    def _channel(self, service: str, second: bool) -> Any:
         target = self._targets[service]
         if target is None:
             raise InvalidRequest(
@@ -86,13 +98,14 @@ class _Connection:
                 field="retriever",
                 remedy="Name its address when the client is made.",
             )
-        if target not in self._channels:
+        if (target, second) not in self._channels:
+            options = _CHANNEL_OPTIONS + (_OWN_CONNECTION if second else ())
             if self._credentials is None:
-                channel = self._make_insecure(target, options=_CHANNEL_OPTIONS)
+                channel = self._make_insecure(target, options=options)
             else:
-                channel = self._make_secure(target, self._credentials, options=_CHANNEL_OPTIONS)
-            self._channels[target] = channel
-        return self._channels[target]
+                channel = self._make_secure(target, self._credentials, options=options)
+            self._channels[target, second] = channel
+        return self._channels[target, second]
 
 
 _STUBS: dict[str, Callable[[Any], Any]] = {
@@ -115,13 +128,7 @@ class _Clock:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise DeadlineSpent(f"{self._timeout_s:g} s passed before {call.method} was called")
-        return left
-
-
-def _error(error: Any) -> SerendipError:
-    return error_from_rpc(
-        error.code().value[0], error.details() or "", error.trailing_metadata() or ()
-    )
+        return left * call.share
 
 
 def _sync(
@@ -168,10 +175,17 @@ class SerendipClient(_Connection):
     Args:
         planner: HOST:PORT of a planner server, or any target that gRPC resolves.
         retriever: of a retriever server; needed by ``retrieve``, ``retrieve_batch``,
-            ``retriever_info`` and ``recommend(via="client")`` alone.
+            ``retriever_info`` and ``via="client"`` alone.
         timeout_s: seconds that a method may take, all its calls and tries together.
         credentials: grpc.ChannelCredentials; None is plain text.
         token: sent with every call as ``authorization: Bearer TOKEN``.
+        hedge: whether a call that takes longer than 95 of 100 recent ones of its method is made a
+            second time; the first answer counts, the other call is cancelled. At most a call in
+            ten is, and PlanContent never.
+        hedge_after_s: hedge after so many seconds instead.
+
+    Raises:
+        InvalidRequest: hedge_after_s is not above 0.
     """
 
     _make_insecure = staticmethod(grpc.insecure_channel)
@@ -182,10 +196,12 @@ class SerendipClient(_Connection):
     resolve = _sync(operations.resolve)
     list_clusters = _sync(operations.list_clusters)
     get_cluster = _sync(operations.get_cluster)
+    planner_info = _sync(operations.planner_info)
     retrieve = _sync(operations.retrieve)
     retrieve_batch = _sync(operations.retrieve_batch)
     retriever_info = _sync(operations.retriever_info)
-    recommend = _sync(operations.recommend)
+    recommend = _sync(recommending.recommend)
+    recommend_batch = _sync(recommending.recommend_batch)
 
     def close(self) -> None:
         """Closes the channels; calls in flight fail."""
@@ -209,13 +225,62 @@ class SerendipClient(_Connection):
             call = next(operation)
             while True:
                 try:
-                    response = self._invoke(call, clock.left(call))
+                    response = self._answer(call, clock)
                 except grpc.RpcError as error:
-                    raise _error(error) from error
-                call = operation.send(response)
+                    call = operation.throw(typed(error))
+                else:
+                    call = operation.send(response)
         except StopIteration as done:
             result: T = done.value
             return result
+
+    def _answer(self, call: Call, clock: _Clock) -> Any:
+        for left in reversed(range(TRIES)):
+            timeout_s = clock.left(call)
+            try:
+                if self._hedging is None:
+                    return self._callable(call)(call.request, **self._options(timeout_s))
+                return self._hedged(self._hedging, call, timeout_s)
+            except grpc.RpcError as error:
+                wait_s = pushback_s(error)
+                if not left or wait_s is None or wait_s >= clock.left(call):
+                    raise
+            time.sleep(wait_s)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _hedged(self, hedging: Hedging, call: Call, timeout_s: float) -> Any:
+        began = time.monotonic()
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        begun: list[Any] = []
+
+        def begin(second: bool) -> None:
+            left_s = max(0.0, timeout_s - (time.monotonic() - began))
+            future = self._callable(call, second).future(call.request, **self._options(left_s))
+            begun.append(future)
+            future.add_done_callback(ended.put)
+
+        after_s = hedging.begin(call.method)
+        try:
+            begin(second=False)
+            failed: list[Any] = []
+            while True:
+                try:
+                    future = ended.get(timeout=after_s if len(begun) == 1 else None)
+                except queue.Empty:
+                    after_s = None
+                    if hedging.spend():
+                        begin(second=True)
+                    continue
+                error = future.exception()
+                if error is None:
+                    hedging.answered(call.method, time.monotonic() - began)
+                    return future.result()
+                failed.append(error)
+                if len(failed) == len(begun) or is_final(error):
+                    raise likeliest(failed)
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 class AsyncSerendipClient(_Connection):
@@ -232,10 +297,12 @@ class AsyncSerendipClient(_Connection):
     resolve = _async(operations.resolve)
     list_clusters = _async(operations.list_clusters)
     get_cluster = _async(operations.get_cluster)
+    planner_info = _async(operations.planner_info)
     retrieve = _async(operations.retrieve)
     retrieve_batch = _async(operations.retrieve_batch)
     retriever_info = _async(operations.retriever_info)
-    recommend = _async(operations.recommend)
+    recommend = _async(recommending.recommend)
+    recommend_batch = _async(recommending.recommend_batch)
 
     async def close(self) -> None:
         """Closes the channels; calls in flight fail."""
@@ -259,10 +326,63 @@ class AsyncSerendipClient(_Connection):
             call = next(operation)
             while True:
                 try:
-                    response = await self._invoke(call, clock.left(call))
+                    response = await self._answer(call, clock)
                 except grpc.RpcError as error:
-                    raise _error(error) from error
-                call = operation.send(response)
+                    call = operation.throw(typed(error))
+                else:
+                    call = operation.send(response)
         except StopIteration as done:
             result: T = done.value
             return result
+
+    async def _answer(self, call: Call, clock: _Clock) -> Any:
+        for left in reversed(range(TRIES)):
+            timeout_s = clock.left(call)
+            try:
+                if self._hedging is None:
+                    return await self._callable(call)(call.request, **self._options(timeout_s))
+                return await self._hedged(self._hedging, call, timeout_s)
+            except grpc.RpcError as error:
+                wait_s = pushback_s(error)
+                if not left or wait_s is None or wait_s >= clock.left(call):
+                    raise
+            await asyncio.sleep(wait_s)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _hedged(self, hedging: Hedging, call: Call, timeout_s: float) -> Any:
+        began = time.monotonic()
+        begun: list[asyncio.Task[Any]] = []
+
+        async def answer(second: bool) -> Any:
+            left_s = max(0.0, timeout_s - (time.monotonic() - began))
+            return await self._callable(call, second)(call.request, **self._options(left_s))
+
+        after_s = hedging.begin(call.method)
+        try:
+            begun.append(asyncio.create_task(answer(second=False)))
+            open_ = set(begun)
+            failed: list[BaseException] = []
+            while True:
+                ended, open_ = await asyncio.wait(
+                    open_,
+                    timeout=after_s if len(begun) == 1 else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not ended:
+                    after_s = None
+                    if hedging.spend():
+                        begun.append(asyncio.create_task(answer(second=True)))
+                        open_.add(begun[-1])
+                    continue
+                for task in ended:
+                    error = task.exception()
+                    if error is None:
+                        hedging.answered(call.method, time.monotonic() - began)
+                        return task.result()
+                    failed.append(error)
+                if not open_ or is_final(failed[-1]):
+                    raise likeliest(failed)
+        finally:
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)

@@ -10,15 +10,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from serendip.core import InvalidRequest
-from serendip.v1 import planner_pb2, retriever_pb2
+from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
 from serendip.wire import (
+    candidates_from_proto,
     error_from_status,
     history_to_proto,
     retrieval_from_proto,
     versions_from_proto,
 )
-from serendip.wire_plans import plan_from_proto, source_from_proto
-from serendip_client.types import Cluster, History, HistoryItem, PlanRow, Retrieved
+from serendip.wire_filters import filters_to_proto
+from serendip.wire_plans import constraint_to_proto, plan_from_proto, source_from_proto
+from serendip.wire_recommend import merge_to_proto
+from serendip_client.types import (
+    Cluster,
+    History,
+    HistoryItem,
+    PlanRow,
+    Recommendation,
+    RecommendQuery,
+    Retrieved,
+)
 
 # --- requests ----------------------------------------------------------------------------
 
@@ -70,6 +81,25 @@ def history_messages(events: list[HistoryItem]) -> list[Any]:
     )
 
 
+def recommend_message(query: RecommendQuery) -> recommender_pb2.RecommendRequest:
+    events = events_of(query.history)
+    with building():
+        return recommender_pb2.RecommendRequest(
+            history=history_messages(events),
+            context_item_id=query.context_item_id,
+            k=query.k,
+            constraint=constraint_to_proto(query.constraint),
+            include_seen=query.include_seen,
+            deny_item_ids=listed(query.deny_item_ids, "deny_item_ids"),
+            clusters=query.clusters,
+            merge=merge_to_proto(query.merge),
+            exclude_node_ids=query.exclude_node_ids,
+            min_score=query.min_score,
+            filters=filters_to_proto(query.filters),
+            max_per_leaf=query.max_per_leaf,
+        )
+
+
 # --- responses ---------------------------------------------------------------------------
 
 
@@ -103,4 +133,17 @@ def retrieved(response: retriever_pb2.RetrieveResponse) -> Retrieved:
         widened_to=retrieval.widened_to,
         unknown_history_items=retrieval.unknown_history_items,
         versions=versions,
+    )
+
+
+def recommendation(response: recommender_pb2.RecommendResponse) -> Recommendation:
+    return Recommendation(
+        candidates=candidates_from_proto(response.candidates),
+        plan=plan_from_proto(response.plan),
+        source=source_from_proto(response.source),
+        widened_to=tuple(response.widened_to),
+        versions=versions_from_proto(response.versions),
+        age_s=response.age.ToNanoseconds() / 1e9,
+        left_out=response.left_out,
+        unknown_history_items=response.unknown_history_items,
     )

@@ -1,14 +1,12 @@
-"""Every method of the client, once: which calls it makes, and what it makes of the answers.
+"""The client's methods of one tier: which calls they make, and what they make of the answers.
 
-An operation is a generator that yields calls and is sent their responses; SerendipClient drives
-it with a blocking channel, AsyncSerendipClient with an asyncio one. Knows neither.
+Those of both tiers are recommending.py's. Knows no channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import fields
 
 from serendip.core import (
     MAX_PLANNED_CLUSTERS,
@@ -19,17 +17,11 @@ from serendip.core import (
     RetrievalQuery,
     SerendipError,
 )
-from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
-from serendip.wire import (
-    candidates_from_proto,
-    error_from_status,
-    query_to_proto,
-    to_recommend_response,
-    to_retrieve_request,
-    versions_from_proto,
-)
+from serendip.v1 import planner_pb2, retriever_pb2
+from serendip.wire import error_from_status, query_to_proto, versions_from_proto
 from serendip.wire_filters import attributes_from_proto, filters_to_proto
-from serendip.wire_plans import constraint_to_proto, plan_from_proto, source_from_proto
+from serendip.wire_plans import constraint_to_proto, plan_from_proto
+from serendip_client.calls import Call, Operation
 from serendip_client.messages import (
     building,
     cluster,
@@ -41,35 +33,16 @@ from serendip_client.messages import (
 )
 from serendip_client.types import (
     Cluster,
+    ConstraintName,
     History,
+    PlannerInfo,
+    PlannerLimits,
     PlanRow,
-    Recommendation,
     Resolution,
     Retrieved,
     RetrievedRow,
     RetrieverInfo,
 )
-
-T = TypeVar("T")
-
-ConstraintName = Literal["not_own", "siblings", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One gRPC call that an operation wants made.
-
-    Attributes:
-        new_deadline: whether it gets the whole timeout, and not what is left of it.
-    """
-
-    service: Literal["planner", "recommender", "retriever"]
-    method: str
-    request: Any
-    new_deadline: bool = False
-
-
-Operation = Generator[Call, Any, T]
 
 
 def plan(
@@ -178,13 +151,19 @@ def resolve(texts: Sequence[str], *, tree_version: str = "") -> Operation[Resolu
 
 
 def list_clusters(
-    level: int | None = None, parent_node_id: int | None = None, *, page_size: int = 1000
+    level: int | None = None,
+    parent_node_id: int | None = None,
+    *,
+    query: str = "",
+    page_size: int = 1000,
 ) -> Operation[list[Cluster]]:
     """The tree's nodes by node ID, all pages of them; each page has the whole timeout.
 
     Args:
         level: 0 (the root) to 4 (the leaves); None for every level.
         parent_node_id: only children of this node; None for no such limit.
+        query: only clusters whose description has each of these words, as a part of one of its
+            own, in upper or lower case; at most 200 bytes.
         page_size: clusters a call, 1 to 1,000.
 
     Raises:
@@ -196,7 +175,11 @@ def list_clusters(
     while True:
         with building():
             request = planner_pb2.ListClustersRequest(
-                level=level, parent_node_id=parent_node_id, page_size=page_size, page_token=token
+                level=level,
+                parent_node_id=parent_node_id,
+                page_size=page_size,
+                page_token=token,
+                query=query,
             )
         response: planner_pb2.ListClustersResponse = yield Call(
             "planner", "ListClusters", request, new_deadline=True
@@ -221,6 +204,30 @@ def get_cluster(node_id: int) -> Operation[Cluster]:
         request = planner_pb2.GetClusterRequest(node_id=node_id)
     response: planner_pb2.GetClusterResponse = yield Call("planner", "GetCluster", request)
     return cluster(response.cluster, response.tree_version)
+
+
+def planner_info() -> Operation[PlannerInfo]:
+    """What the planner server serves: versions, planning level, sizes, and its limits.
+
+    Raises:
+        Overloaded, DeadlineSpent, NotReady.
+    """
+    response: planner_pb2.PlannerGetInfoResponse = yield Call(
+        "planner", "GetInfo", planner_pb2.PlannerGetInfoRequest()
+    )
+    limits = response.limits
+    return PlannerInfo(
+        versions=versions_from_proto(response.versions),
+        level=response.level,
+        level_gap=response.level_gap,
+        prompt_style=response.prompt_style,
+        plan_count=response.plan_count,
+        cluster_count=response.cluster_count,
+        recommends=response.recommends,
+        limits=PlannerLimits(**{f.name: getattr(limits, f.name) for f in fields(PlannerLimits)})
+        if response.HasField("limits")
+        else None,
+    )
 
 
 def retrieve(
@@ -338,78 +345,3 @@ def retriever_info() -> Operation[RetrieverInfo]:
         dimensions=response.dimensions,
         attributes=attributes_from_proto(response.attributes),
     )
-
-
-def recommend(
-    history: History,
-    context_item_id: str,
-    k: int = 50,
-    *,
-    constraint: Constraint | ConstraintName = "not_own",
-    include_seen: bool = False,
-    deny_item_ids: Sequence[str] = (),
-    via: Literal["server", "client"] = "server",
-) -> Operation[Recommendation]:
-    """Serendipitous items for a user who has just enjoyed a context item.
-
-    Args:
-        history: oldest first, at most 10,000 events; empty for a cold user.
-        context_item_id: the catalogue's ID.
-        k: candidates wanted, 1 to 1,000.
-        constraint: which clusters may be planned, as ``plan``'s.
-        include_seen: return items of the history as well.
-        deny_item_ids: items never to return, at most 10,000.
-        via: "server" asks the planner server for both tiers; "client" asks the planner, then the
-            retriever, and needs the address of both. The answer is the same.
-
-    Raises:
-        InvalidRequest, NotFound, WrongTree, Overloaded, DeadlineSpent, NotReady.
-    """
-    if via not in ("server", "client"):
-        raise InvalidRequest('must be "server" or "client"', field="via", value=via)
-    events = events_of(history)
-    with building():
-        request = recommender_pb2.RecommendRequest(
-            history=history_messages(events),
-            context_item_id=context_item_id,
-            k=k,
-            constraint=constraint_to_proto(constraint),
-            include_seen=include_seen,
-            deny_item_ids=listed(deny_item_ids, "deny_item_ids"),
-        )
-    response: recommender_pb2.RecommendResponse
-    if via == "server":
-        response = yield Call("recommender", "Recommend", request)
-    else:
-        response = yield from _composed(request)
-    return Recommendation(
-        candidates=candidates_from_proto(response.candidates),
-        plan=plan_from_proto(response.plan),
-        source=source_from_proto(response.source),
-        widened_to=tuple(response.widened_to),
-        versions=versions_from_proto(response.versions),
-    )
-
-
-def _composed(
-    request: recommender_pb2.RecommendRequest,
-) -> Operation[recommender_pb2.RecommendResponse]:
-    planned: planner_pb2.PlanResponse = yield Call(
-        "planner",
-        "Plan",
-        planner_pb2.PlanRequest(
-            context_item_ids=[request.context_item_id],
-            k=MAX_PLANNED_CLUSTERS,
-            constraint=request.constraint,
-        ),
-    )
-    if len(planned.rows) != 1:
-        raise SerendipError(f"one item was asked for, {len(planned.rows)} rows came")
-    (row,) = planned.rows
-    error = error_from_status(row.status)
-    if error is not None:
-        raise error
-    retrieved: retriever_pb2.RetrieveResponse = yield Call(
-        "retriever", "Retrieve", to_retrieve_request(request, row.plan)
-    )
-    return to_recommend_response(row, retrieved)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from serendip.core import (
     AttributeType,
     Candidate,
+    Constraint,
+    Filter,
+    Merge,
     NotFound,
     Plan,
     PlanSource,
@@ -36,6 +40,9 @@ class HistoryItem:
 
 # Oldest first; a tuple is (item_id, timestamp_ms, satisfaction).
 History = Sequence[str | tuple[str, int, float | None] | HistoryItem]
+
+ConstraintName = Literal["not_own", "siblings", "none"]
+MergeName = Literal["score", "quota"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +160,76 @@ class RetrieverInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannerLimits:
+    """What requests to a planner server may be at most: see PlannerLimits in planner.proto."""
+
+    context_items: int
+    clusters: int
+    excluded_nodes: int
+    texts: int
+    page_size: int
+    frames: int
+    image_bytes: int
+    pixels: int
+    video_bytes: int
+    video_seconds: float
+    request_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerInfo:
+    """What a planner server serves.
+
+    Attributes:
+        level: that plans name clusters at, 1 to 4.
+        level_gap: levels above it at which two clusters must meet to be serendipitous.
+        prompt_style: of the live model; empty if nothing is planned live.
+        plan_count: plans in the store.
+        cluster_count: clusters at the planning level.
+        recommends: whether it serves Recommend as well.
+        limits: None of a server that does not tell them.
+    """
+
+    versions: Versions
+    level: int
+    level_gap: int
+    prompt_style: str
+    plan_count: int
+    cluster_count: int
+    recommends: bool
+    limits: PlannerLimits | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendQuery:
+    """One recommendation that is asked for; the fields are ``recommend``'s arguments."""
+
+    history: History
+    context_item_id: str
+    k: int = 50
+    constraint: Constraint | ConstraintName = "not_own"
+    include_seen: bool = False
+    deny_item_ids: Sequence[str] = ()
+    clusters: int = 1
+    merge: Merge | MergeName = "score"
+    exclude_node_ids: Sequence[int] = ()
+    min_score: float | None = None
+    filters: Sequence[Filter] = ()
+    max_per_leaf: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Recommendation:
     """The items, and why these.
 
     Attributes:
-        candidates: best first.
+        candidates: best first; under QUOTA the clusters take turns, and scores may rise.
         plan: the plan that they follow.
         source: where the plan comes from; FALLBACK is a degraded answer.
-        widened_to: nodes beyond the plan's first cluster that gave candidates, in order.
+        widened_to: nodes beyond the planned clusters asked for that gave candidates, in order.
+        age_s: seconds since the plan was made; 0 if it was made for this call.
+        left_out: clusters of the plan that was found which the options left out.
+        unknown_history_items: events whose item the retriever's export does not have.
     """
 
     candidates: tuple[Candidate, ...]
@@ -168,3 +237,20 @@ class Recommendation:
     source: PlanSource | None
     widened_to: tuple[int, ...]
     versions: Versions
+    age_s: float = 0.0
+    left_out: int = 0
+    unknown_history_items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendationRow:
+    """The outcome of one query of a batch: a result, or the error that tells why there is none."""
+
+    result: Recommendation | None
+    error: SerendipError | None = None
+
+    def require(self) -> Recommendation:
+        """The result; raises the row's error if there is none."""
+        if self.result is None:
+            raise self.error if self.error is not None else NotFound("no result")
+        return self.result

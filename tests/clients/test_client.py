@@ -14,7 +14,7 @@ import pytest
 import serendip_client
 import toy_tiers
 from running import in_thread
-from serendip_client import AsyncSerendipClient, HistoryItem, SerendipClient
+from serendip_client import AsyncSerendipClient, HistoryItem, RecommendQuery, SerendipClient
 from toy_tiers import NODES, PLANNER_VERSIONS, RETRIEVER_VERSIONS, TREE, Tiers
 
 from serendip import wire
@@ -38,6 +38,7 @@ from serendip.v1 import planner_pb2
 METHODS = (
     "plan",
     "plan_content",
+    "planner_info",
     "resolve",
     "list_clusters",
     "get_cluster",
@@ -45,6 +46,7 @@ METHODS = (
     "retrieve_batch",
     "retriever_info",
     "recommend",
+    "recommend_batch",
 )
 
 
@@ -136,6 +138,7 @@ def test_list_clusters_walks_all_pages(client: Both) -> None:
     request = client.tiers.planner.requests[-1]
     assert request.HasField("level"), "level 0 is the root, not every level"
     assert request.HasField("parent_node_id")
+    assert [c.node_id for c in client.list_clusters(query="r 1")][:3] == [1, 10, 11]
 
 
 def test_get_cluster(client: Both) -> None:
@@ -145,6 +148,15 @@ def test_get_cluster(client: Both) -> None:
     with pytest.raises(NotFound) as caught:
         client.get_cluster(NODES)
     assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_planner_info(client: Both) -> None:
+    info = client.planner_info()
+    assert (info.versions, info.level, info.level_gap) == (PLANNER_VERSIONS, 4, 1)
+    assert (info.plan_count, info.cluster_count, info.recommends) == (7, NODES, True)
+    assert info.prompt_style == "video_cot"
+    assert info.limits is not None
+    assert (info.limits.context_items, info.limits.video_seconds) == (256, 60.0)
 
 
 def test_retrieve(client: Both) -> None:
@@ -256,6 +268,53 @@ def test_recommend_is_the_same_on_both_ways(client: Both) -> None:
 
 
 @pytest.mark.parametrize("via", ["server", "client"])
+def test_what_a_recommendation_may_ask_for_arrives(client: Both, via: str) -> None:
+    filters = [Filter("age", at_least=6)]
+    answer = client.recommend(
+        [],
+        "a",
+        4,
+        clusters=2,
+        exclude_node_ids=[9],
+        min_score=-7.5,
+        filters=filters,
+        max_per_leaf=3,
+        via=via,
+    )
+    assert (answer.age_s, answer.left_out, answer.unknown_history_items) == (1.5, 0, 0)
+    query = wire.query_from_proto(client.tiers.retriever.requests[-1])
+    assert (query.node_ids, query.widen_node_ids) == ((4, 6), (5,))
+    assert (query.exclude_node_ids, query.filters) == ((3, 9), tuple(filters))
+    assert query.max_per_leaf == 3
+    asked = client.tiers.planner.requests[-1]
+    assert (list(asked.exclude_node_ids), asked.min_score) == ([9], -7.5)
+
+
+@pytest.mark.parametrize("via", ["server", "client"])
+def test_recommend_batch(client: Both, via: str) -> None:
+    queries = [
+        RecommendQuery(["x"], "a", 2, clusters=2, merge="quota"),
+        RecommendQuery([], "unknown"),
+        RecommendQuery([], "a", 0),
+        RecommendQuery([], "b", 1, exclude_node_ids=[9]),
+    ]
+    good, unknown, invalid, last = client.recommend_batch(queries, via=via)
+    assert [(c.item_id, c.node_id) for c in good.require().candidates] == [
+        ("item-0", 4),
+        ("item-0", 6),
+    ]
+    assert last.require().plan.context_item_id == "b"
+    assert isinstance(unknown.error, NotFound)
+    with pytest.raises(InvalidRequest) as caught:
+        invalid.require()
+    assert caught.value.field == "k"
+    assert client.recommend_batch(queries[:1], via=via)[0] == good
+    for bad in (RecommendQuery([], "a", merge="best"), RecommendQuery("ab", "a")):
+        with pytest.raises(InvalidRequest):
+            client.recommend_batch([bad], via=via)
+
+
+@pytest.mark.parametrize("via", ["server", "client"])
 def test_recommend_fails_alike_on_both_ways(client: Both, via: str) -> None:
     with pytest.raises(NotFound, match="unknown"):
         client.recommend([], "unknown", via=via)
@@ -274,30 +333,17 @@ def test_errors_are_cores(client: Both) -> None:
     assert isinstance(invalid.value.__cause__, grpc.RpcError)
     with pytest.raises(WrongTree, match=TREE):
         client.plan(["a"], tree_version="another")
+    client.options = {"timeout_s": 0.2}  # less than the server wants to be left alone for
     client.tiers.planner.failures = [toy_tiers.FULL]
     with pytest.raises(Overloaded) as full:
         client.plan(["a"])
     assert full.value.retry_after_s == 0.25
+    client.options = {}
     client.tiers.planner.failures = [ZeroDivisionError("secret")]
     with pytest.raises(SerendipError, match=r"internal error [0-9a-f]{12}") as fault:
         client.plan(["a"])
     assert type(fault.value) is SerendipError
     assert "secret" not in str(fault.value)
-
-
-def test_only_a_server_that_is_away_is_tried_again(client: Both) -> None:
-    before = len(client.tiers.planner.requests)
-    client.tiers.planner.failures = [toy_tiers.AWAY, toy_tiers.AWAY]
-    client.plan(["a"])
-    assert len(client.tiers.planner.requests) - before == 3
-    client.tiers.planner.failures = [toy_tiers.AWAY] * 3
-    with pytest.raises(NotReady, match="no release yet"):
-        client.plan(["a"])
-    assert len(client.tiers.planner.requests) - before == 6
-    client.tiers.planner.failures = [toy_tiers.FULL]
-    with pytest.raises(Overloaded):
-        client.plan(["a"])
-    assert len(client.tiers.planner.requests) - before == 7
 
 
 def test_nobody_there_is_told_at_once(client: Both) -> None:
@@ -348,6 +394,7 @@ def test_without_a_retriever_its_methods_say_so(client: Both) -> None:
     for call in (
         lambda: client.retrieve([], [4], tree_version=TREE),
         lambda: client.recommend([], "a", 1, via="client"),
+        lambda: client.recommend_batch([RecommendQuery([], "a", 1)], via="client")[0].require(),
     ):
         with pytest.raises(InvalidRequest) as caught:
             call()

@@ -57,6 +57,8 @@ def test_the_client_needs_nothing_that_a_bare_install_lacks() -> None:
     assert {name for name in loaded if not name.startswith("serendip.v1")} == {
         "serendip.core",
         "serendip.wire",
+        "serendip.wire_bytes",
         "serendip.wire_filters",
         "serendip.wire_plans",
+        "serendip.wire_recommend",
     }

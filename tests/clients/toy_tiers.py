@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serendip import wire, wire_plans
+from serendip import wire, wire_plans, wire_recommend
 from serendip.core import (
     AttributeType,
     Candidate,
     InvalidRequest,
     NotFound,
-    NotReady,
     Overloaded,
     Plan,
     PlannedCluster,
     PlanSource,
     Retrieval,
+    SerendipError,
     Versions,
     WrongTree,
 )
@@ -98,7 +98,11 @@ class Planner:
         start = int(request.page_token or 0)
         stop = min(start + request.page_size, NODES)
         return planner_pb2.ListClustersResponse(
-            clusters=[cluster(node) for node in range(start, stop)],
+            clusters=[
+                one
+                for one in map(cluster, range(start, stop))
+                if all(word in one.description for word in request.query.split())
+            ],
             next_page_token=str(stop) if stop < NODES else "",
             tree_version=TREE,
         )
@@ -109,6 +113,19 @@ class Planner:
             raise NotFound("is no node", field="node_id", value=request.node_id)
         return planner_pb2.GetClusterResponse(cluster=cluster(request.node_id), tree_version=TREE)
 
+    async def GetInfo(self, request: Any, call: Call) -> planner_pb2.PlannerGetInfoResponse:
+        self._note(request, call)
+        return planner_pb2.PlannerGetInfoResponse(
+            versions=wire.versions_to_proto(PLANNER_VERSIONS),
+            level=4,
+            level_gap=1,
+            prompt_style="video_cot",
+            plan_count=7,
+            cluster_count=NODES,
+            limits=planner_pb2.PlannerLimits(context_items=256, video_seconds=60.0),
+            recommends=True,
+        )
+
 
 class Recommender:
     """Composes as a planner server does, over objects instead of a second channel."""
@@ -116,18 +133,52 @@ class Recommender:
     def __init__(self, planner: Planner, retriever: Retriever) -> None:
         self._planner, self._retriever = planner, retriever
 
-    async def Recommend(self, request: Any, call: Call) -> recommender_pb2.RecommendResponse:
-        wire.check_recommend_request(request)
-        asked = planner_pb2.PlanRequest(
-            context_item_ids=[request.context_item_id], k=8, constraint=request.constraint
-        )
-        (row,) = (await self._planner.Plan(asked, call)).rows
-        error = wire.error_from_status(row.status)
-        if error is not None:
-            raise error
-        followed = wire.to_retrieve_request(request, row.plan)
-        response = await self._retriever.Retrieve(followed, call)
-        return wire.to_recommend_response(row, response)
+    async def plans_for(self, requests: Any, deadline: float) -> list[Any]:
+        call = Call(deadline)
+        asked = [wire_recommend.to_plan_request([request]) for request in requests]
+        return [(await self._planner.Plan(one, call)).rows[0] for one in asked]
+
+    async def _composed(self, requests: Any, call: Call) -> list[Any]:
+        composition = wire_recommend.composed(requests)
+        answer: Any = None
+        while True:
+            try:
+                wish = composition.send(answer)
+            except StopIteration as done:
+                return list(done.value)
+            if isinstance(wish, wire_recommend.Plans):
+                answer = await self.plans_for(wish.requests, 0.0)
+            elif isinstance(wish, wire_recommend.Items):
+                answer = [await self._retrieved(raw, call) for raw in wish.requests]
+            else:
+                answer = TREE
+
+    async def _retrieved(self, raw: bytes, call: Call) -> Any:
+        request = retriever_pb2.RetrieveRequest.FromString(raw)
+        try:
+            return (await self._retriever.Retrieve(request, call)).SerializeToString()
+        except SerendipError as error:
+            return error
+
+    async def Recommend(self, request: Any, call: Call) -> bytes:
+        (outcome,) = await self._composed([request], call)
+        if isinstance(outcome, SerendipError):
+            raise outcome
+        return bytes(outcome)
+
+    async def RecommendBatch(
+        self, request: Any, call: Call
+    ) -> recommender_pb2.RecommendBatchResponse:
+        rows = [
+            recommender_pb2.RecommendRow(status=status_of(outcome))
+            if isinstance(outcome, SerendipError)
+            else recommender_pb2.RecommendRow(
+                status=OK_STATUS,
+                response=recommender_pb2.RecommendResponse.FromString(outcome),
+            )
+            for outcome in await self._composed(list(request.requests), call)
+        ]
+        return recommender_pb2.RecommendBatchResponse(rows=rows)
 
 
 class Retriever:
@@ -140,6 +191,7 @@ class Retriever:
 
     async def RetrieveBatch(self, request: Any, call: Call) -> retriever_pb2.RetrieveBatchResponse:
         rows = []
+        self.requests.append(request)
         for one in request.requests:
             try:
                 rows.append(retriever_pb2.RetrieveRow(status=OK_STATUS, response=self._answer(one)))
@@ -201,5 +253,4 @@ class Tiers:
         return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self.retriever)]
 
 
-AWAY = NotReady("no release yet")
 FULL = Overloaded("9 rows are waiting", retry_after_s=0.25)

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from grpc_status import rpc_status
 from own_redis import need_redis, redis_server
 from PIL import Image
-from serendip_client import SerendipClient
+from serendip_client import RecommendQuery, SerendipClient
 
 from serendip.catalog.logs import read_interactions
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
@@ -214,18 +214,46 @@ def test_recommendations_lie_in_the_planned_cluster_or_say_that_they_do_not(up, 
         assert set(answer.widened_to) == {c.node_id for c in answer.candidates if c.widened}
 
 
-def test_one_call_and_two_stubs_give_the_same(up, client):
-    for history in [*users(up, 3), []]:
-        for item in (up.stored, up.broken):
-            server, own = (
-                client.recommend(history, item, 30, via=via) for via in ("server", "client")
+WAYS = (
+    {},
+    {"clusters": 3},
+    {"clusters": 3, "merge": "quota", "max_per_leaf": 2},
+    {"clusters": 8, "merge": "quota", "constraint": "siblings", "include_seen": True},
+    {"min_score": -40.0, "clusters": 2, "deny_item_ids": ["i00000"]},
+)
+
+
+@pytest.mark.parametrize("options", WAYS, ids=str)
+def test_one_call_and_two_stubs_give_the_same(up, client, options):
+    asked = [(h, item) for h in [*users(up, 3), []] for item in (up.stored, up.broken)]
+    both = []
+    for via in ("server", "client"):
+        both.append([client.recommend(*one, 30, via=via, **options) for one in asked])
+        queries = [RecommendQuery(*one, 30, **options) for one in asked]
+        both.append([row.require() for row in client.recommend_batch(queries, via=via)])
+    first, *others = both
+    for answers in others:
+        for answer, expected in zip(answers, first, strict=True):
+            assert [c.item_id for c in answer.candidates] == [
+                c.item_id for c in expected.candidates
+            ]
+            assert [c.score for c in answer.candidates] == pytest.approx(
+                [c.score for c in expected.candidates], abs=1e-5
             )
-            assert [c.item_id for c in server.candidates] == [c.item_id for c in own.candidates]
-            assert [c.score for c in server.candidates] == pytest.approx(
-                [c.score for c in own.candidates], abs=1e-5
-            )
-            assert (server.source, server.widened_to) == (own.source, own.widened_to)
-            assert server.plan.clusters == own.plan.clusters
+            assert (answer.source, answer.widened_to) == (expected.source, expected.widened_to)
+            assert answer.plan.clusters == expected.plan.clusters
+
+
+def test_known_clusters_are_neither_planned_nor_widened_to(up, client):
+    (row,) = client.plan([up.stored])
+    known = [c.node_id for c in row.plan.clusters[:3]]
+    never = {item for node in known for item in up.tree.item_ids[slice(*up.tree.slice(node))]}
+    for via in ("server", "client"):
+        answer = client.recommend([], up.stored, 400, exclude_node_ids=known, via=via)
+        assert answer.source is PlanSource.LIVE, "a stored plan has too few left"
+        assert not set(known) & {c.node_id for c in answer.plan.clusters}
+        assert len(answer.candidates) == 400
+        assert not never & {c.item_id for c in answer.candidates}
 
 
 def test_what_is_wrong_with_a_recommendation_is_named(up, client):

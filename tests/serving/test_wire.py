@@ -14,7 +14,6 @@ from serendip.core import (
     Candidate,
     Filter,
     InvalidRequest,
-    NotFound,
     Plan,
     PlannedCluster,
     PlanSource,
@@ -23,7 +22,7 @@ from serendip.core import (
     SerendipError,
     Versions,
 )
-from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
+from serendip.v1 import common_pb2, planner_pb2, retriever_pb2
 from serendip.wire_filters import attributes_from_proto, attributes_to_proto
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
@@ -238,63 +237,3 @@ def test_plan_requests_are_checked(message: planner_pb2.PlanRequest, field: str)
     with pytest.raises(InvalidRequest) as caught:
         wire.check_plan_request(message)
     assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"context_item_id": ""}, "context_item_id"),
-        ({"k": 0}, "k"),
-        ({"k": 1001}, "k"),
-        ({"deny_item_ids": [""]}, "deny_item_ids[0]"),
-        ({"history": [common_pb2.HistoryItem()]}, "history[0].item_id"),
-    ],
-)
-def test_recommend_requests_are_checked(fields: dict[str, object], field: str) -> None:
-    sound = {"context_item_id": "a", "k": 5}
-    wire.check_recommend_request(recommender_pb2.RecommendRequest(**sound))
-    with pytest.raises(InvalidRequest) as caught:
-        wire.check_recommend_request(recommender_pb2.RecommendRequest(**{**sound, **fields}))
-    assert caught.value.field == field
-
-
-def test_a_plan_is_followed_cluster_after_cluster_and_never_home() -> None:
-    clusters = [common_pb2.PlannedCluster(node_id=node) for node in (4, 6, 5)]
-    plan = planner_pb2.Plan(clusters=clusters, own_node_id=0, tree_version="t")
-    message = recommender_pb2.RecommendRequest(
-        history=request().history, context_item_id="a", k=9, include_seen=True, deny_item_ids=["z"]
-    )
-    followed = wire.to_retrieve_request(message, plan)
-    assert wire.query_from_proto(followed) == RetrievalQuery(
-        history=("a", "b", "c"),
-        node_ids=(4,),
-        k=9,
-        exclude_node_ids=(0,),
-        widen_node_ids=(6, 5),
-        satisfaction=(1.0, 1.0, 0.5),
-        deny_item_ids=("z",),
-        include_seen=True,
-    )
-    assert [e.timestamp_ms for e in followed.history] == [5, 0, 5]
-    plan.ClearField("own_node_id")
-    assert not wire.to_retrieve_request(message, plan).exclude_node_ids
-    with pytest.raises(NotFound):
-        wire.to_retrieve_request(message, planner_pb2.Plan())
-
-
-def test_an_answer_tells_both_tiers_versions() -> None:
-    row = planner_pb2.PlanRow(
-        plan=planner_pb2.Plan(context_item_id="a"),
-        source=planner_pb2.PLAN_SOURCE_STORE,
-        versions=common_pb2.Versions(tree_version="t", planner_version="p", plans_version="q"),
-    )
-    response = retriever_pb2.RetrieveResponse(
-        candidates=[common_pb2.Candidate(item_id="x")],
-        widened_to=[3],
-        versions=common_pb2.Versions(tree_version="t", retriever_version="r", order_version="o"),
-    )
-    joined = wire.to_recommend_response(row, response)
-    assert wire.versions_from_proto(joined.versions) == Versions("t", "p", "q", "r", "o")
-    assert (joined.candidates[0].item_id, list(joined.widened_to)) == ("x", [3])
-    assert (joined.plan.context_item_id, joined.source) == ("a", planner_pb2.PLAN_SOURCE_STORE)
-    assert row.versions.retriever_version == "", "the planner's own answer is left as it is"

@@ -1,0 +1,185 @@
+"""Recommend and RecommendBatch: this server's plans, then a retriever over a channel.
+
+What is asked of whom, and what becomes of the answers, is serendip.wire_recommend's; this module
+asks, and knows what the time allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from serendip.core import DeadlineSpent, SerendipError, check_length
+from serendip.serving.errors import status_of
+from serendip.serving.handlers import Call
+from serendip.v1 import planner_pb2, recommender_pb2
+from serendip.wire import error_from_rpc
+from serendip.wire_bytes import LENGTH_PREFIXED, field, key
+from serendip.wire_recommend import (
+    MAX_RECOMMENDATIONS,
+    PLANNER_SHARE,
+    Answer,
+    Items,
+    Plans,
+    batches,
+    composed,
+    rows_of,
+)
+
+# Where the caller sets no deadline: a call that never hangs.
+_LONGEST_S = 10.0
+# What a call keeps of its time to say in that the retriever did not answer; at most a tenth.
+_TO_ANSWER_S = 0.02
+
+# To retrieve twice does no harm, so where a connection broke another try is made, which may reach
+# another worker; a full queue is the caller's to wait for.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "serendip.v1.Retriever"}],
+            "retryPolicy": {
+                "maxAttempts": 2,
+                "initialBackoff": "0.02s",
+                "maxBackoff": "0.02s",
+                "backoffMultiplier": 1,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+CHANNEL = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A retriever that comes back is found again within a second, not after a long backoff, and a
+    # machine that swallows connections is away after as long.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    # One that is gone without a word is found out while calls wait for it.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    # 256 users with 1,000 candidates each.
+    ("grpc.max_receive_message_length", 64 << 20),
+)
+
+_ROW = key("rows", recommender_pb2.RecommendBatchResponse, LENGTH_PREFIXED)
+_RESPONSE = key("response", recommender_pb2.RecommendRow, LENGTH_PREFIXED)
+_OK = field(key("status", recommender_pb2.RecommendRow, LENGTH_PREFIXED), b"")
+
+
+class Planned(Protocol):
+    """The plans that are followed; PlannerService is one."""
+
+    async def plans_for(
+        self, requests: Sequence[recommender_pb2.RecommendRequest], deadline: float
+    ) -> list[planner_pb2.PlanRow | SerendipError]:
+        """A row or an error a request, before a deadline in seconds of time.monotonic()."""
+
+    @property
+    def tree_version(self) -> str:
+        """What is planned under now."""
+
+
+class RecommenderService:
+    """One call for both levels, over a channel to a retriever server; answers in bytes.
+
+    Of the time that a call has, planning gets three quarters at most: a live plan that takes
+    longer gives way to the second best, and the retriever has the rest.
+    """
+
+    def __init__(self, planner: Planned, channel: Any) -> None:
+        self._planner = planner
+        # Without serialisers: requests and responses are bytes already, and stay so.
+        self._retrieve = channel.unary_unary("/serendip.v1.Retriever/Retrieve")
+        self._retrieve_batch = channel.unary_unary("/serendip.v1.Retriever/RetrieveBatch")
+
+    async def Recommend(self, request: recommender_pb2.RecommendRequest, call: Call) -> bytes:
+        """Plans, then retrieves from the plan."""
+        (outcome,) = await self._composed([request], call.deadline)
+        if isinstance(outcome, SerendipError):
+            raise outcome
+        return outcome
+
+    async def RecommendBatch(
+        self, request: recommender_pb2.RecommendBatchRequest, call: Call
+    ) -> bytes:
+        """Recommends to many users; each row fails by itself."""
+        requests = tuple(request.requests)
+        check_length(requests, "requests", 1, MAX_RECOMMENDATIONS)
+        return encode_rows(await self._composed(requests, call.deadline))
+
+    async def _composed(
+        self, requests: Sequence[recommender_pb2.RecommendRequest], deadline: float | None
+    ) -> list[Answer]:
+        until = time.monotonic() + _LONGEST_S if deadline is None else deadline
+        try:
+            async with asyncio.timeout_at(until):  # an event loop's time is monotonic
+                return await self._driven(requests, until)
+        except TimeoutError:
+            raise DeadlineSpent("there was no answer in time") from None
+
+    async def _driven(
+        self, requests: Sequence[recommender_pb2.RecommendRequest], until: float
+    ) -> list[Answer]:
+        composition = composed(requests)
+        answer: Any = None
+        while True:
+            try:
+                wish = composition.send(answer)
+            except StopIteration as done:
+                outcomes: list[Answer] = done.value
+                return outcomes
+            if isinstance(wish, Plans):
+                now = time.monotonic()
+                answer = await self._planner.plans_for(
+                    wish.requests, now + PLANNER_SHARE * (until - now)
+                )
+            elif isinstance(wish, Items):
+                answer = await self._retrieved(wish.requests, until)
+            else:
+                answer = self._planner.tree_version
+
+    async def _retrieved(self, requests: Sequence[bytes], until: float) -> list[Answer]:
+        try:
+            if len(requests) == 1:
+                return [await self._retrieve(requests[0], timeout=_left_s(until))]
+        except grpc.aio.AioRpcError as error:
+            return [_typed(error)]
+        answers: list[Answer] = []
+        for count, batch in batches(requests):
+            try:
+                raw = await self._retrieve_batch(batch, timeout=_left_s(until))
+                answers += rows_of(raw, count)
+            except grpc.aio.AioRpcError as error:
+                answers += [_typed(error)] * count
+            except SerendipError as error:
+                answers += [error] * count
+        return answers
+
+
+def encode_rows(outcomes: Iterable[Answer]) -> bytes:
+    """A RecommendBatchResponse of serialised responses and errors."""
+    rows = []
+    for outcome in outcomes:
+        if isinstance(outcome, bytes):
+            rows.append(_OK + field(_RESPONSE, outcome))
+        else:
+            rows.append(recommender_pb2.RecommendRow(status=status_of(outcome)).SerializeToString())
+    return b"".join([field(_ROW, row) for row in rows])
+
+
+def _left_s(until: float) -> float:
+    left = until - time.monotonic()
+    return max(0.001, left - min(_TO_ANSWER_S, 0.1 * left))
+
+
+def _typed(error: grpc.aio.AioRpcError) -> SerendipError:
+    trailers = error.trailing_metadata() or ()
+    typed = error_from_rpc(error.code().value[0], error.details() or "", trailers)
+    typed.__cause__ = error
+    return typed
