@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from serendip.core import Item
     from serendip.planning.lmdb_store import LmdbStore
     from serendip.tree.cluster_tree import ClusterTree
-    from serendip.v1 import common_pb2, planner_pb2, recommender_pb2
+    from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
 
 T = TypeVar("T")
 
@@ -115,7 +115,6 @@ def made_requests(
     from serendip.planning.lmdb_store import FILE, LmdbStore
     from serendip.tree.cluster_tree import ClusterTree
     from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2
-    from serendip.wire import to_retrieve_request
 
     draw = np.random.default_rng(config.seed)
     release = artifacts.current("release")
@@ -129,7 +128,7 @@ def made_requests(
     finally:
         store.close()
     recommend = [one.request for one in asked]
-    retrieve = [to_retrieve_request(one.request, one.plan) for one in asked]
+    retrieve = [_followed(one) for one in asked]
     items = [request.context_item_id for request in recommend]
     return {
         "recommend": recommend,
@@ -174,6 +173,7 @@ def _asked(config: Config, store: LmdbStore, draw: Generator, count: int) -> Ite
         for item, found in zip(seen, store.get_many(seen), strict=True)
         if found is not None
     }
+    plans = {item: plan for item, plan in plans.items() if plan.clusters}
     moments = []
     for history in histories:
         ends = [at + 1 for at, event in enumerate(history) if event.item_id in plans]
@@ -193,6 +193,22 @@ def _asked(config: Config, store: LmdbStore, draw: Generator, count: int) -> Ite
             history=history[max(0, end - _HISTORY) : end], context_item_id=item, k=_K
         )
         yield Asked(request, plans[item])
+
+
+def _followed(asked: Asked) -> retriever_pb2.RetrieveRequest:
+    """The plan's first cluster, then the next ones; never the context item's own."""
+    from serendip.v1 import retriever_pb2
+
+    plan = asked.plan
+    first, *rest = [cluster.node_id for cluster in plan.clusters]
+    return retriever_pb2.RetrieveRequest(
+        history=asked.request.history,
+        node_ids=[first],
+        widen_node_ids=rest,
+        exclude_node_ids=[plan.own_node_id] if plan.HasField("own_node_id") else [],
+        tree_version=plan.tree_version,
+        k=_K,
+    )
 
 
 def _histories(config: Config, draw: Generator, users: int) -> list[list[common_pb2.HistoryItem]]:
