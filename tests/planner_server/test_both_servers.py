@@ -442,7 +442,9 @@ def test_load_tests_ask_as_users_do(up, load_data):
 
 
 def test_every_grpcurl_command_of_the_docs_is_answered(up, channels):
-    thumbnail = base64.b64encode((up.data / "thumbnails" / "i00001.jpg").read_bytes()).decode()
+    thumbnail = base64.b64encode(
+        (up.world.config.data_path / "thumbnails" / "i00001.jpg").read_bytes()
+    ).decode()
     called = set()
     for command in commands():
         if not command.call:
