@@ -71,22 +71,26 @@ def write_data(
 ) -> dict[Path, int]:
     """Writes NAME.json for each of ``made_requests`` into a folder, which is made.
 
-    All are made before the first is written. A file of calls of many rows has as many rows as
-    ``requests``, at least. Returns the number of requests of each file.
+    All are made before the first is written. Where a call has many rows, a file has ``requests``
+    rows in all. Returns the number of requests of each file.
 
     Raises:
         NotFound: there is no release.
         InvalidData: the log has no user with an item that has a plan.
+        InvalidRequest: ``out`` is a file, or below one.
         StorageError: the folder cannot be written.
     """
     made = {
         out / f"{name}.json": (_as_json(messages), len(messages))
         for name, messages in made_requests(config, artifacts, requests).items()
     }
-    if out.exists() and not out.is_dir():
-        raise InvalidRequest("is no folder", field="--out", value=str(out), remedy="Name another.")
     with storage_errors(out, "run serendip loadtest data again"):
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as e:
+            raise InvalidRequest(
+                "is no folder", field="--out", value=str(out), remedy="Name another."
+            ) from e
         for path, (text, _) in made.items():
             write_atomically(path, text.encode())
     return {path: count for path, (_, count) in made.items()}

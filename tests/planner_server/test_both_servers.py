@@ -363,7 +363,9 @@ def channels(up):
         yield {"127.0.0.1:50051": planner, "127.0.0.1:50052": retriever}
 
 
-@pytest.mark.parametrize("file", [planner_pb2, recommender_pb2, retriever_pb2], ids=str)
+@pytest.mark.parametrize(
+    "file", [planner_pb2, recommender_pb2, retriever_pb2], ids=lambda f: f.__name__
+)
 def test_reflection_finds_every_method_by_its_name_as_ghz_asks(channels, file):
     (service,) = file.DESCRIPTOR.services_by_name.values()
     planner, retriever = channels.values()
