@@ -65,6 +65,7 @@ STATUS_ROWS = (
     ),
     ("DEADLINE_EXCEEDED", "the caller's deadline passed; the work is dropped", ""),
     ("UNAVAILABLE", "not ready, stopping, or the tier behind is away: the one to retry", ""),
+    ("UNAUTHENTICATED", "the server wants a bearer token, and this is none of its own", ""),
     ("UNIMPLEMENTED", "no such call here: Recommender, where no retriever was named", ""),
     ("INTERNAL", "a fault of the server", "an error ID, which the server's log has"),
 )

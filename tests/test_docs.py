@@ -8,7 +8,10 @@ from pathlib import Path
 import api_docs
 import cli_docs
 import pytest
+from google.rpc import code_pb2
 
+from serendip import core
+from serendip.serving.errors import status_of
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +42,13 @@ def test_the_api_s_page_has_every_call_message_field_and_value():
             rows = dict(re.findall(r"^\| `(\w+)` = \d+ \| (.*) \|$", sections[name], re.MULTILINE))
             assert list(rows) == [value.name for value in enum.values]
             assert all(rows.values()), name
+
+
+def test_the_api_s_page_has_every_status_that_an_error_becomes():
+    told = {status for status, _, _ in api_docs.STATUS_ROWS}
+    kinds = [error for error in vars(core).values() if isinstance(error, type)]
+    kinds = [error for error in kinds if issubclass(error, core.SerendipError)]
+    assert {code_pb2.Code.Name(status_of(kind("x")).code) for kind in kinds} <= told
 
 
 def test_what_is_wrong_with_a_proto_is_said(tmp_path):
