@@ -26,7 +26,11 @@ protos() {
   google=$("$py" -c 'import google.rpc, os; print(os.path.dirname(os.path.dirname(os.path.dirname(list(google.rpc.__path__)[0] + "/"))))')
   "$py" -m grpc_tools.protoc -Iprotos -I"$google" \
     --python_out=. --pyi_out=. --grpc_python_out=. protos/serendip/v1/*.proto
+  "$py" examples/api_docs.py
 }
+
+# The pages that are made of the code: docs/api.md of the protos, docs/cli.md of the commands.
+docs() { setup; "$py" examples/api_docs.py; "$py" examples/cli_docs.py; }
 
 # buf comes from npm; where there is none, what needs it says so and goes on.
 buf() {
@@ -90,7 +94,7 @@ bench() {
 }
 
 case "${1:-}" in
-  setup | protos | lint | demo | serve | bench) verb=$1; shift; "$verb" "$@" ;;
+  setup | protos | docs | lint | demo | serve | bench) verb=$1; shift; "$verb" "$@" ;;
   test) shift; test_ "$@" ;;
-  *) echo "usage: ./build.sh setup | protos | lint | demo [--seed N] [--config FILE] [--keep] | test [--full] | serve | bench NAME" >&2; exit 2 ;;
+  *) echo "usage: ./build.sh setup | protos | docs | lint | demo [--seed N] [--config FILE] [--keep] | test [--full] | serve | bench NAME" >&2; exit 2 ;;
 esac

@@ -15,6 +15,7 @@ from typing import Any
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 
+from planner_server.descriptions import Descriptions, ResolveMetrics, resolve, words_of
 from planner_server.encode import encode_response
 from planner_server.live import LivePlanner, LiveQuery
 from planner_server.plan_metrics import PlanMetrics
@@ -24,7 +25,6 @@ from planner_server.release import Serving
 from serendip.catalog.media import decode_image
 from serendip.core import (
     InvalidRequest,
-    NotFound,
     NotReady,
     SerendipError,
     WrongTree,
@@ -32,9 +32,9 @@ from serendip.core import (
     check_range,
 )
 from serendip.planning.prompt import Content
-from serendip.serving.errors import OK_STATUS, status_of
 from serendip.serving.handlers import Call, Service, service_of
 from serendip.serving.server import Running
+from serendip.tree.cluster_tree import LEVELS, ClusterTree, Nodes
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import check_plan_request, versions_to_proto
 from serendip.wire_plans import plan_to_proto
@@ -51,7 +51,9 @@ class PlannerService:
     """
 
     def __init__(self, serving: Serving, registry: CollectorRegistry | None = None) -> None:
-        self._metrics = PlanMetrics(registry if registry is not None else CollectorRegistry())
+        registry = registry if registry is not None else CollectorRegistry()
+        self._metrics = PlanMetrics(registry)
+        self._resolved = ResolveMetrics(registry)
         self.swap(serving)
 
     @property
@@ -68,6 +70,7 @@ class PlannerService:
         """Serves something else from the next call on; to be called by the event loop's thread."""
         self._serving = serving
         self._rows = PlanRows(serving, self._metrics)
+        self._descriptions = Descriptions(serving.tree.nodes)
 
     async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> bytes:
         """Plans for catalogue items; every row by itself."""
@@ -98,36 +101,42 @@ class PlannerService:
         """Texts to nodes."""
         self._check_tree(request.tree_version)
         check_length(tuple(request.texts), "texts", 1, 1024)
-        rows = [self._resolve(text, at) for at, text in enumerate(request.texts)]
+        serving = self._serving
+        # A thread's: the first call of a release hashes every description.
+        rows = await asyncio.to_thread(resolve, serving.trie, request.texts)
+        self._resolved.count(rows)
         matched = sum(row.status.code == code_pb2.OK for row in rows)
         return planner_pb2.ResolveResponse(
             rows=rows,
             match_rate=matched / len(rows),
-            tree_version=self._serving.versions.tree_version,
+            tree_version=serving.versions.tree_version,
         )
 
     async def ListClusters(
         self, request: planner_pb2.ListClustersRequest, call: Call
     ) -> planner_pb2.ListClustersResponse:
         """The tree, page by page."""
-        nodes = self._listed(request)
+        tree = self._serving.tree  # of all that follows, whatever is swapped in meanwhile
+        nodes = _listed(tree.nodes, request)
         size = request.page_size or _PAGE
         check_range(size, "page_size", 1, _MAX_PAGE)
-        start = _page_start(request.page_token)
-        rest = [n for n in nodes if n >= start]
+        words = words_of(request.query)
+        # A page's token is the first node of the next one: nothing is searched twice.
+        found = await self._descriptions.first(nodes, words, size + 1)
         return planner_pb2.ListClustersResponse(
-            clusters=[self._cluster(n) for n in rest[:size]],
-            next_page_token=str(rest[size]) if len(rest) > size else "",
-            tree_version=self._serving.versions.tree_version,
+            clusters=[_cluster(tree, n) for n in found[:size]],
+            next_page_token=str(found[size]) if len(found) > size else "",
+            tree_version=tree.version,
         )
 
     async def GetCluster(
         self, request: planner_pb2.GetClusterRequest, call: Call
     ) -> planner_pb2.GetClusterResponse:
         """One node."""
-        node = self._serving.tree.nodes.check(request.node_id)
+        tree = self._serving.tree
+        node = tree.nodes.check(request.node_id)
         return planner_pb2.GetClusterResponse(
-            cluster=self._cluster(node), tree_version=self._serving.versions.tree_version
+            cluster=_cluster(tree, node), tree_version=tree.version
         )
 
     async def GetInfo(
@@ -199,37 +208,6 @@ class PlannerService:
                 )
         return tuple(request.exclude_node_ids)
 
-    def _resolve(self, text: str, at: int) -> planner_pb2.ResolveRow:
-        if len(text.encode()) > 2000:
-            long = InvalidRequest("at most 2,000 bytes", field=f"texts[{at}]", value=text)
-            return planner_pb2.ResolveRow(status=status_of(long))
-        node = self._serving.trie.resolve(text)
-        if node is None:
-            absent = NotFound("no description equals it", field=f"texts[{at}]", value=text)
-            return planner_pb2.ResolveRow(status=status_of(absent))
-        return planner_pb2.ResolveRow(status=OK_STATUS, node_id=node)
-
-    def _listed(self, request: planner_pb2.ListClustersRequest) -> Sequence[int]:
-        nodes = self._serving.tree.nodes
-        level = request.level if request.HasField("level") else None
-        if level is not None:
-            check_range(level, "level", 0, 4)
-        if not request.HasField("parent_node_id"):
-            return range(len(nodes)) if level is None else nodes.at_level(level)
-        children = nodes.children(nodes.check(request.parent_node_id, "parent_node_id"))
-        return [n for n in children if level is None or nodes.level[n] == level]
-
-    def _cluster(self, node: int) -> planner_pb2.Cluster:
-        nodes = self._serving.tree.nodes
-        start, end = self._serving.tree.slice(node)
-        return planner_pb2.Cluster(
-            node_id=node,
-            level=int(nodes.level[node]),
-            parent_node_id=int(nodes.parent[node]),
-            description=nodes.description[node],
-            item_count=end - start,
-        )
-
 
 def services(planner: PlannerService, recommender: RecommenderService | None) -> list[Service]:
     """What the planner server serves; Recommend only with a retriever's address."""
@@ -247,6 +225,31 @@ def show_versions(running: Running, serving: Serving) -> None:
         tree=versions.tree_version,
         planner=versions.planner_version,
         plans=versions.plans_version,
+    )
+
+
+def _listed(nodes: Nodes, request: planner_pb2.ListClustersRequest) -> range:
+    """The nodes that a request is about, from its page on; consecutive, whatever it asks."""
+    level = request.level if request.HasField("level") else None
+    if level is not None:
+        check_range(level, "level", 0, LEVELS)
+    if request.HasField("parent_node_id"):
+        listed = nodes.children(nodes.check(request.parent_node_id, "parent_node_id"))
+        if listed and level not in (None, int(nodes.level[listed.start])):
+            listed = range(0)
+    else:
+        listed = range(len(nodes)) if level is None else nodes.at_level(level)
+    return range(max(listed.start, _page_start(request.page_token)), listed.stop)
+
+
+def _cluster(tree: ClusterTree, node: int) -> planner_pb2.Cluster:
+    start, end = tree.slice(node)
+    return planner_pb2.Cluster(
+        node_id=node,
+        level=int(tree.nodes.level[node]),
+        parent_node_id=int(tree.nodes.parent[node]),
+        description=tree.nodes.description[node],
+        item_count=end - start,
     )
 
 

@@ -18,7 +18,7 @@ try:
 except ImportError as e:  # the bare package is the client library
     raise SystemExit("serendip: the command line needs: pip install 'serendip[offline]'") from e
 
-from serendip import artifacts_cli
+from serendip import artifacts_cli, loadtest
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import Config, load_config
 from serendip.core import Constraint, InvalidRequest, Merge, SerendipError
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(artifacts_cli.app, name="artifacts")
+app.add_typer(loadtest.app, name="loadtest")
 
 ConfigName = Annotated[str, typer.Option("--config", help="tiny, or a TOML file.")]
 Seed = Annotated[int | None, typer.Option(help="Overrides the configuration's seed.")]

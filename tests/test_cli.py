@@ -113,6 +113,8 @@ def test_bad_data_is_one_line_and_publishes_nothing(catalogue, monkeypatch, name
         (["tree", "--config", "none.toml"], "--config: no such file, got 'none.toml'"),
         (["tree"], "items.parquet"),
         (["release"], "tree: nothing published yet"),
+        (["loadtest", "data"], "release: nothing published yet"),
+        (["loadtest", "data", "--config", "none.toml"], "--config: no such file"),
         (["import", "netflix", "."], "kind: cannot be imported, got 'netflix'"),
         (["import", "movielens", "."], "movies.dat"),
         (["recommend", "i0", "--planner", "127.0.0.1:1"], "127.0.0.1:1|unavailable|connect"),
@@ -131,6 +133,6 @@ def test_every_verb_explains_itself():
     text = CliRunner().invoke(app, ["--help"]).output
     for verb in (
         "synth", "import", "tree", "curate", "finetune", "plan", "retriever", "release",
-        "evaluate", "serve", "recommend", "artifacts",
+        "evaluate", "serve", "recommend", "artifacts", "loadtest",
     ):  # fmt: skip
         assert verb in text

@@ -103,7 +103,10 @@ def _decoded(method: Method, raw: bytes) -> Any:
     try:
         return method.decode(raw)
     except DecodeError as error:
-        raise InvalidRequest(f"the request is no {method.name} message") from error
+        raise InvalidRequest(
+            f"the request is no {method.name} message",
+            remedy="Send it as the protos have it; text must be UTF-8.",
+        ) from error
 
 
 async def _abort(context: Any, status: status_pb2.Status, error: Exception) -> NoReturn:

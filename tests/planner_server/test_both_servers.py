@@ -1,6 +1,9 @@
 """Both servers as processes on the small world, called over gRPC as a service would."""
 
+import base64
 import io
+import json
+import os
 import re
 import shutil
 import signal
@@ -12,23 +15,37 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from google.protobuf import message_factory
+from google.protobuf import descriptor_pb2, json_format, message_factory
+from google.protobuf import descriptor_pool as default_pool
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from grpc_status import rpc_status
+from grpcurl_page import commands
+from node_client import node_client
 from own_redis import need_redis, redis_server
 from PIL import Image
 from serendip_client import RecommendQuery, SerendipClient
+from typer.testing import CliRunner
 
 from serendip.catalog.logs import read_interactions
+from serendip.cli import app as cli
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
 from serendip.local import start_server
 from serendip.planning.lmdb_store import FILE
-from serendip.v1 import planner_pb2, planner_pb2_grpc, recommender_pb2, recommender_pb2_grpc
+from serendip.v1 import (
+    planner_pb2,
+    planner_pb2_grpc,
+    recommender_pb2,
+    recommender_pb2_grpc,
+    retriever_pb2,
+)
+
+GHZ = sorted((Path(__file__).parents[2] / "clients" / "ghz").glob("*.json"))
 
 
 @pytest.fixture
@@ -180,6 +197,65 @@ def test_texts_are_resolved_by_equality_after_normalisation(up, client):
     assert found.match_rate == 0.5
 
 
+def test_the_tree_is_searched_by_words(up, stub):
+    nodes = up.tree.nodes
+    words = nodes.description[nodes.at_level(4)[9]].split()
+
+    def found(**asked):
+        clusters, token = [], ""
+        while True:
+            request = planner_pb2.ListClustersRequest(page_token=token, **asked)
+            page = stub.ListClusters(request)
+            clusters += [c.node_id for c in page.clusters]
+            token = page.next_page_token
+            if not token:
+                return clusters
+
+    def having(*parts):
+        return [n for n, text in enumerate(nodes.description) if all(p in text for p in parts)]
+
+    both = found(query=f"{words[0].upper()}  {words[-1][1:]}")
+    assert both == having(words[0], words[-1][1:])
+    assert nodes.at_level(4)[9] in both
+    whole = having("an")
+    assert len(whole) > 5
+    assert found(query="AN", page_size=2) == whole
+    assert found(query="an", level=4) == [n for n in whole if nodes.level[n] == 4]
+    above = int(nodes.parent[whole[-1]])
+    assert found(query="an", parent_node_id=above) == [n for n in whole if nodes.parent[n] == above]
+    assert found(query="nowhere") == []
+    request = planner_pb2.ListClustersRequest(query="x" * 201)
+    code, fields, _ = status_of(lambda: stub.ListClusters(request))
+    assert (code, fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["query"])
+
+
+def test_resolved_texts_are_counted_by_outcome(up, stub):
+    text = up.tree.nodes.description[up.tree.nodes.at_level(4)[5]]
+
+    def counted():
+        return [
+            metric(up.planner.metrics, "serendip_resolve_texts_total", outcome=outcome)
+            for outcome in ("matched", "unmatched", "invalid")
+        ]
+
+    before = counted()
+    answer = stub.Resolve(planner_pb2.ResolveRequest(texts=[text, text, "none", "é" * 500_000]))
+    assert [row.status.code for row in answer.rows] == [0, 0, 5, 3]
+    assert answer.match_rate == 0.5
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1, 1]
+
+
+def test_text_that_is_no_utf_8_is_refused_in_words(up):
+    with grpc.insecure_channel(up.planner.address) as channel:
+        for method in ("Resolve", "ListClusters"):
+            field = b"\x0a" if method == "Resolve" else b"\x2a"
+            call = channel.unary_unary(f"/serendip.v1.Planner/{method}")
+            code, _, details = status_of(lambda c=call, f=field: c(f + b"\x02\xff\xfe", timeout=20))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert details.startswith(f"the request is no {method} message")
+            assert "UTF-8" in details
+
+
 def test_info_tells_versions_level_and_size(up, stub):
     info = stub.GetInfo(planner_pb2.PlannerGetInfoRequest())
     assert (info.level, info.level_gap, info.prompt_style) == (4, 1, "video_cot")
@@ -281,6 +357,176 @@ def test_a_call_by_reflection_alone_works(up):
             response_deserializer=answer.FromString,
         )
         assert len(call(ask(context_item_id=up.stored, k=4)).candidates) == 4
+
+
+# --- callers from outside: reflection, ghz, grpcurl, Node.js ------------------------------------
+
+
+def unary(channel, method, request, **options):
+    """A call by its descriptor alone."""
+    answer = message_factory.GetMessageClass(method.output_type)
+    call = channel.unary_unary(
+        f"/{method.containing_service.full_name}/{method.name}",
+        request_serializer=type(request).SerializeToString,
+        response_deserializer=answer.FromString,
+    )
+    return call(request, timeout=60, **options)
+
+
+def method_of(call):
+    service, _, name = call.replace("/", ".").rpartition(".")
+    return default_pool.Default().FindServiceByName(service).methods_by_name[name]
+
+
+def rows_that_failed(response):
+    return [row.status for row in getattr(response, "rows", ()) if row.status.code]
+
+
+@pytest.fixture(scope="module")
+def channels(up):
+    with (
+        grpc.insecure_channel(up.planner.address) as planner,
+        grpc.insecure_channel(up.retriever.address) as retriever,
+    ):
+        yield {"127.0.0.1:50051": planner, "127.0.0.1:50052": retriever}
+
+
+@pytest.mark.parametrize(
+    "file", [planner_pb2, recommender_pb2, retriever_pb2], ids=lambda f: f.__name__
+)
+def test_reflection_finds_every_method_by_its_name_as_ghz_asks(channels, file):
+    (service,) = file.DESCRIPTOR.services_by_name.values()
+    planner, retriever = channels.values()
+    stub = reflection_pb2_grpc.ServerReflectionStub(
+        retriever if service.name == "Retriever" else planner
+    )
+    wanted = {method.full_name: file.DESCRIPTOR.name for method in service.methods}
+    wanted["grpc.health.v1.Health.Check"] = health_pb2.DESCRIPTOR.name
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=s) for s in wanted]
+    answers = list(stub.ServerReflectionInfo(iter(asked), timeout=20))
+    for name, answer in zip(wanted.values(), answers, strict=True):
+        files = answer.file_descriptor_response.file_descriptor_proto
+        assert name in {descriptor_pb2.FileDescriptorProto.FromString(f).name for f in files}
+
+
+@pytest.fixture(scope="module")
+def load_data(up, tmp_path_factory):
+    """What ``serendip loadtest data`` writes, by the name of the file."""
+    folder = tmp_path_factory.mktemp("loadtest")
+    config = folder / "config.toml"
+    paths = up.world.config
+    config.write_text(f'data_dir = "{paths.data_path}"\nartifacts_dir = "{paths.artifacts_path}"\n')
+
+    def write(out):
+        options = ["--config", str(config), "--out", str(folder / out), "--requests", "40"]
+        run = CliRunner().invoke(cli, ["loadtest", "data", *options], catch_exceptions=False)
+        assert run.exit_code == 0
+        files = {path.name: path.read_bytes() for path in (folder / out).iterdir()}
+        assert {Path(line.split("  ")[0]).name for line in run.output.splitlines()} == set(files)
+        return files
+
+    first = write("data")
+    assert write("again") == first, "the same release, log and seed"
+    return first
+
+
+@pytest.mark.parametrize("path", GHZ, ids=lambda p: p.stem)
+def test_the_servers_take_every_request_of_the_load_tests(up, channels, load_data, path):
+    config = json.loads(path.read_text())
+    method = method_of(config["call"])
+    if "data" in config:
+        payloads = [config["data"]]
+    else:
+        text = load_data[Path(config["data-file"]).name].decode()
+        assert text.startswith("["), "else ghz takes it for one request"
+        assert "{{" not in text, "else ghz takes it for a template"
+        payloads = json.loads(text)
+    ask = message_factory.GetMessageClass(method.input_type)
+    for payload in payloads:
+        request = json_format.ParseDict(payload, ask())
+        assert json_format.MessageToDict(request, preserving_proto_field_name=True) == payload
+        response = unary(channels[config["host"]], method, request)
+        failed = rows_that_failed(response)
+        if method.name == "Resolve":  # one of 16 texts is no description
+            assert len(failed) == 1
+            assert response.match_rate == pytest.approx(15 / 16)
+        else:
+            assert failed == []
+
+
+def test_load_tests_ask_as_users_do(up, load_data):
+    asked = json.loads(load_data["recommend.json"])
+    histories = [tuple(e["item_id"] for e in request["history"]) for request in asked]
+    assert len(set(histories)) > 30
+    log = {tuple(h) for h in users(up, 10_000)}
+    for request, history in zip(asked, histories, strict=True):
+        assert history[-1] == request["context_item_id"]
+        assert any(set(history) <= set(whole) for whole in log)
+    for request in json.loads(load_data["retrieve.json"]):
+        assert request["tree_version"] == up.tree.version
+        assert request["node_ids"][0] not in request["exclude_node_ids"]
+
+
+def test_every_grpcurl_command_of_the_docs_is_answered(up, channels):
+    thumbnail = base64.b64encode(
+        (up.world.config.data_path / "thumbnails" / "i00001.jpg").read_bytes()
+    ).decode()
+    called = set()
+    for command in commands():
+        if not command.call:
+            assert not command.symbol or default_pool.Default().FindFileContainingSymbol(
+                command.symbol.removesuffix(".Recommend")
+            )
+            continue
+        called.add(command.call)
+        method = method_of(command.call)
+        data = command.data.replace("$tree", up.tree.version).replace("$thumbnail", thumbnail)
+        request = json_format.Parse(data, message_factory.GetMessageClass(method.input_type)())
+        if command.printed:
+            code, _, details = status_of(
+                lambda m=method, r=request, c=command: unary(channels[c.address], m, r)
+            )
+            assert f"Code: {code.name.title().replace('_', '')}" in command.printed
+            assert f"Message: {details}" in command.printed
+            continue
+        response = unary(channels[command.address], method, request)
+        if method.name != "Resolve":  # whose texts are the demo's
+            assert rows_that_failed(response) == []
+    services = (planner_pb2, recommender_pb2, retriever_pb2)
+    every = {
+        f"{service.full_name}/{name}"
+        for file in services
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for name in service.methods_by_name
+    }
+    assert called == {*every, "grpc.health.v1.Health/Check"}
+
+
+def test_the_example_in_node_runs(up):
+    folder = node_client()
+    where = {"PLANNER": up.planner.address, "RETRIEVER": up.retriever.address}
+
+    def run(*arguments, **more):
+        return subprocess.run(
+            ["node", "recommend.js", *arguments], cwd=folder, capture_output=True, text=True,
+            timeout=60, env={**os.environ, "DEADLINE_MS": "30000", **where, **more},
+        )  # fmt: skip
+
+    found = run(up.stored, "i00004", "i00010", TOKEN="secret")
+    assert found.returncode == 0, found.stderr
+    one, two = re.split(r"^tier by tier", found.stdout, flags=re.MULTILINE)
+    assert one.splitlines()[0].endswith("(PLAN_SOURCE_STORE)")
+    assert len(one.splitlines()) == 11
+    assert one.splitlines()[1:] == two.splitlines()[1:]
+    nobody = run("nobody")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert nobody.stderr.startswith("NOT_FOUND: ")
+    away = run(up.stored, PLANNER="127.0.0.1:1")
+    assert away.returncode == 1
+    assert away.stderr.startswith("UNAVAILABLE: ")
+
+
+# --- metrics, health, faults -------------------------------------------------------------------
 
 
 def metric(url, name, **labels):
