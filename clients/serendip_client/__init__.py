@@ -23,6 +23,7 @@ from serendip.core import (
     PlanSource,
     RetrievalQuery,
     SerendipError,
+    Unauthenticated,
     Versions,
     WrongTree,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "RetrieverInfo",
     "SerendipClient",
     "SerendipError",
+    "Unauthenticated",
     "Versions",
     "WrongTree",
 ]
