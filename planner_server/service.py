@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,13 +30,14 @@ from serendip.core import (
     InvalidRequest,
     NotFound,
     NotReady,
+    Unauthenticated,
     WrongTree,
     check_length,
     check_range,
 )
 from serendip.planning.prompt import Content
 from serendip.serving.errors import OK_STATUS, status_of
-from serendip.serving.handlers import Call, Service, service_of
+from serendip.serving.handlers import Call, Metadata, Service, service_of
 from serendip.serving.server import Running
 from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2_grpc
 from serendip.wire import (
@@ -234,8 +235,13 @@ class PlannerService:
 class RecommenderService:
     """One call for both levels, over a channel to a retriever server."""
 
-    def __init__(self, planner: PlannerService, channel: Any) -> None:
+    def __init__(self, planner: PlannerService, channel: Any, own: Callable[[], Metadata]) -> None:
+        """
+        Args:
+            own: what a call to the retriever carries of this server's own: its token.
+        """
         self._planner = planner
+        self._own = own
         stub: Any = retriever_pb2_grpc.RetrieverStub
         self._retriever = stub(channel)
 
@@ -247,17 +253,24 @@ class RecommenderService:
         deadline = call.deadline or time.monotonic() + _RECOMMEND_S
         constraint = constraint_from_proto(request.constraint)
         row = await self._planner.plan_one(request.context_item_id, constraint, deadline)
-        response = await self._retrieve(to_retrieve_request(request, row.plan), deadline)
+        metadata = (*call.onward, *self._own())
+        response = await self._retrieve(to_retrieve_request(request, row.plan), deadline, metadata)
         return to_recommend_response(row, response)
 
-    async def _retrieve(self, request: Any, deadline: float) -> Any:
+    async def _retrieve(self, request: Any, deadline: float, metadata: Metadata) -> Any:
         try:
             return await self._retriever.Retrieve(
-                request, timeout=max(0.001, deadline - time.monotonic())
+                request, timeout=max(0.001, deadline - time.monotonic()), metadata=metadata
             )
         except grpc.aio.AioRpcError as e:
             trailers = e.trailing_metadata() or ()
-            raise error_from_rpc(e.code().value[0], e.details() or "", trailers) from e
+            error = error_from_rpc(e.code().value[0], e.details() or "", trailers)
+            if isinstance(error, Unauthenticated):  # none of the caller's, whose token was good
+                raise NotReady(
+                    "the retriever does not take this server's token",
+                    remedy="Look at --retriever-token-file.",
+                ) from e
+            raise error from e
 
 
 def services(planner: PlannerService, recommender: RecommenderService | None) -> list[Service]:
