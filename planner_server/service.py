@@ -78,6 +78,7 @@ class PlannerService:
 
     async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> bytes:
         """Plans for catalogue items; every row by itself."""
+        call.rows, call.version = len(request.context_item_ids), self._serving.version
         check_plan_request(request)
         self._check_tree(request.tree_version)
         wanted = Wanted.of(request, self._serving)
@@ -249,6 +250,7 @@ class RecommenderService:
         self, request: recommender_pb2.RecommendRequest, call: Call
     ) -> recommender_pb2.RecommendResponse:
         """Plans, then retrieves from the plan."""
+        call.version = self._planner.serving.version
         check_recommend_request(request)
         deadline = call.deadline or time.monotonic() + _RECOMMEND_S
         constraint = constraint_from_proto(request.constraint)

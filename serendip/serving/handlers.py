@@ -39,8 +39,8 @@ class Call:
         metadata: pairs that the caller sent along, in order; keys are in lower case.
         request_id: the caller's, or one made here; 1 to 128 ASCII characters.
         trace: what the trace is passed on by: the caller's own pairs, or this server's.
-        rows, version: how many rows it has and by which version it is answered; for the log,
-            where a servicer says so.
+        rows, version: how many rows it has, and the release that answers; for the log, where a
+            servicer says so.
     """
 
     __slots__ = ("cancelled", "deadline", "metadata", "request_id", "rows", "trace", "version")

@@ -105,7 +105,7 @@ def read_file(path: Path, flag: str, remedy: str, most: int = 1 << 20) -> bytes:
 
 
 @contextlib.contextmanager
-def refreshing(watched: Sequence[WatchedFiles[Any]], every_s: float = 1.0) -> Iterator[None]:
+def refreshing(watched: Sequence[WatchedFiles[Any]], every_s: float = 0.25) -> Iterator[None]:
     """Has them read what changes, by a thread of its own, while the block runs."""
     ended = threading.Event()
 
