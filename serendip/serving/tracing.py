@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from serendip.core import InvalidRequest
 from serendip.serving.handlers import Call
 
-_TO_FLUSH_MS = 3000
+_TO_SEND_S = 3.0
 
 # By the semantic conventions of RPC spans: these are the server's errors, the others the caller's.
 _ERRORS = frozenset(
@@ -72,8 +73,8 @@ class Tracer:
             shutdown_on_exit=False,
         )
         secure = otlp.endpoint.startswith("https://")
-        exporter = OTLPSpanExporter(endpoint=otlp.endpoint, insecure=not secure)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._exporter = OTLPSpanExporter(endpoint=otlp.endpoint, insecure=not secure)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("serendip")
         self._propagator = TraceContextTextMapPropagator()
         self._in_context = trace.set_span_in_context
@@ -118,5 +119,8 @@ class Tracer:
 
     def close(self) -> None:
         """Sends what is left, for three seconds at the most; blocks."""
-        self._provider.force_flush(_TO_FLUSH_MS)
+        # The provider would wait for a collector that is away for half a minute.
+        given_up = threading.Timer(_TO_SEND_S, self._exporter.shutdown)
+        given_up.start()
         self._provider.shutdown()
+        given_up.cancel()
