@@ -100,7 +100,7 @@ class Loader:
                 self._turns.checked = version
         tree = Artifacts(self._source.artifacts).manifest("release", version)["inputs"]["tree"]
         if self._retriever is not None and tree != serving.versions.tree_version:
-            _await_tree(self._retriever, tree)
+            await_tree(self._retriever, tree)
         with self._turns.take():
             return self._source.open(version, verify=False)  # checked, and what is published stays
 
@@ -109,7 +109,7 @@ class Loader:
         self._check.kill()
 
 
-def _await_tree(retriever: OpenUpstream, tree_version: str) -> None:
+def await_tree(retriever: OpenUpstream, tree_version: str) -> None:
     """Raises NotYet unless the retriever has the tree open."""
     address = retriever.address
     with retriever.channel() as channel:

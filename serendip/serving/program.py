@@ -41,6 +41,8 @@ def run_server(module: str, flags: ServerFlags, serve: Serve) -> int:
     # One process a core: read by numpy's BLAS when it is loaded.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # gRPC has lines of its own, which are no JSON, for every caller that fails at its handshake.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     configure_logging(flags.log_format)
     try:
         if flags.workers > 1 and flags.worker is None:

@@ -109,7 +109,10 @@ def test_who_is_not_sampled_by_its_caller_or_the_share_sends_nothing() -> None:
     assert (span.trace, span.parent) == (TRACE, CALLER), "the caller's decision holds"
 
 
-def test_a_collector_that_is_away_holds_up_no_call_and_no_stop() -> None:
+def test_a_collector_that_is_away_holds_up_no_call_and_no_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serendip.serving.tracing._TO_SEND_S", 0.5)
     with (
         in_thread(services, ServerOptions(otlp=Otlp("127.0.0.1:1"))) as running,
         grpc.insecure_channel(running.address) as channel,
