@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+from faults import until
 from prometheus_client import CollectorRegistry
-from running import in_thread
+from running import in_thread, replace_file
 from serendip_client import InvalidRequest, NotReady, SerendipClient, Unauthenticated
 from small import SmallWorld
 
@@ -54,19 +54,6 @@ class Secured:
             credentials=self.authority.credentials(certificate),
             token=token,
         )
-
-
-def replace(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +134,12 @@ def test_the_token_between_the_servers_is_rotated_while_they_serve(secured: Secu
 
     with secured.client() as client:
         assert recommended()
-        replace(secured.folder / "tier", f"app {APP}\nplanner {TIER_NEW}\n")
+        replace_file(secured.folder / "tier", f"app {APP}\nplanner {TIER_NEW}\n")
         until(lambda: not recommended())
         # Not Unauthenticated: the caller's own token is good.
         with pytest.raises(NotReady, match="--retriever-token-file"):
             client.recommend([], secured.stored, 5)
-        replace(secured.folder / "own", f"{TIER_NEW}\n")
+        replace_file(secured.folder / "own", f"{TIER_NEW}\n")
         # Its workers each read the file: whichever has this connection.
         until(recommended)
 

@@ -10,8 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ import pytest
 import toy
 import typer
 from certificates import Authority
+from faults import until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from running import replace_file
 
 from serendip.core import InvalidRequest
 from serendip.serving.flags import ServerFlags
@@ -37,13 +37,6 @@ OWN = {
     "planner_server": {"port": 50051},
     "retriever_server": {"port": 50052, "max_in_flight": 256, "max_request_mib": 4},
 }
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("server", OWN)
@@ -64,47 +57,38 @@ def test_every_flag_arrives(tmp_path: Path) -> None:
     cert, key = authority.certify("server")
     tokens = tmp_path / "tokens"
     tokens.write_text(f"ranking {OLD}\n")
+    same: dict[str, Any] = {
+        "host": "::1",
+        "port": 1,
+        "metrics_port": 2,
+        "lame_s": 3,
+        "grace_s": 4,
+        "max_in_flight": 5,
+        "max_pending": 6,
+        "max_streams": 7,
+        "max_connections": 8,
+        "connection_age_s": 9,
+        "keepalive_s": 10,
+        "tokens": tokens,
+        "log_calls": LogCalls.ALL,
+    }
     flags = ServerFlags(
-        host="::1",
-        port=1,
-        metrics_port=2,
-        lame_s=3,
-        grace_s=4,
-        max_in_flight=5,
-        max_pending=6,
-        max_streams=7,
-        max_connections=8,
-        connection_age_s=9,
+        **same,
         max_request_mib=0.5,
-        keepalive_s=10,
         tls_cert=cert,
         tls_key=key,
         tls_client_ca=authority.ca,
-        tokens=tokens,
         rate_limit=11,
         rate_burst=12,
-        log_calls=LogCalls.ALL,
         otlp="127.0.0.1:4317",
         otlp_share=0.5,
         worker=0,
     )
     assert flags.options() == ServerOptions(
-        host="::1",
-        port=1,
-        metrics_port=2,
-        lame_s=3,
-        grace_s=4,
-        max_in_flight=5,
-        max_pending=6,
-        max_streams=7,
-        max_connections=8,
-        connection_age_s=9,
+        **same,
         max_request_bytes=1 << 19,
-        keepalive_s=10,
         tls=TlsFiles(cert, key, authority.ca),
-        tokens=tokens,
         rate=Rate(11, 12),
-        log_calls=LogCalls.ALL,
         otlp=Otlp("127.0.0.1:4317", 0.5),
         reuse_port=True,
     )
@@ -207,9 +191,7 @@ def test_workers_share_tokens_and_say_nothing_that_is_secret(tmp_path: Path) -> 
         # Many connections: the kernel gives some to either worker.
         assert {call(OLD) for _ in range(8)} == {"OK"}
         assert {call(NEW) for _ in range(8)} == {"UNAUTHENTICATED"}
-        new = tmp_path / "new"
-        new.write_text(f"ranking {NEW}\n")
-        new.replace(tokens)
+        replace_file(tokens, f"ranking {NEW}\n")
         until(lambda: {call(NEW) for _ in range(8)} == {"OK"})
         until(lambda: {call(OLD) for _ in range(8)} == {"UNAUTHENTICATED"})
         assert call(NEW, "invalid_request", "wrong") == "INVALID_ARGUMENT k"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 import grpc
 import pytest
 import toy
+from faults import until
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
-from running import in_thread
+from running import in_thread, replace_file
 from serendip_client import SerendipClient, Unauthenticated
 
 from serendip.core import InvalidRequest, Overloaded
@@ -29,19 +29,6 @@ from serendip.v1 import planner_pb2, recommender_pb2, retriever_pb2, retriever_p
 
 OLD, NEW, OTHER = "old0" * 8, "new1" * 8, "other2" * 6
 SERVICES = (planner_pb2, retriever_pb2, recommender_pb2)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.02)
-
-
-def replace(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 class Everything:
@@ -190,22 +177,22 @@ def test_tokens_come_and_go_with_their_file(
 
         assert code(channel, method, bearer(NEW)) is refused
         # Both hold while callers go over from one to the other.
-        replace(tokens, f"# rotated\n\nranking {OLD}\nranking {NEW}\nreports {OTHER}\n")
+        replace_file(tokens, f"# rotated\n\nranking {OLD}\nranking {NEW}\nreports {OTHER}\n")
         until(lambda: code(channel, method, bearer(NEW)) is ok)
         assert code(channel, method, bearer(OLD)) is ok
         assert calls("reports") == 0
-        replace(tokens, f"ranking {NEW}\n")
+        replace_file(tokens, f"ranking {NEW}\n")
         until(lambda: code(channel, method, bearer(OLD)) is refused)
         assert code(channel, method, bearer(NEW)) is ok
         assert code(channel, method, bearer(OTHER)) is refused
         assert calls("reports") is None, "a name that is gone is no label value"
 
         with caplog.at_level(logging.ERROR, logger="serendip"):
-            replace(tokens, f"ranking {NEW}\nranking\n")
+            replace_file(tokens, f"ranking {NEW}\nranking\n")
             until(lambda: failures() == 1)
             tokens.unlink()
             until(lambda: failures() == 2)
-            replace(tokens, "")
+            replace_file(tokens, "")
             until(lambda: failures() == 3)
         assert code(channel, method, bearer(NEW)) is ok, "the last good file holds"
         assert code(channel, method, bearer(OLD)) is refused
@@ -213,7 +200,7 @@ def test_tokens_come_and_go_with_their_file(
         assert "line 2 has 1 words" in caplog.text
         assert str(tokens) in caplog.text
         assert NEW not in caplog.text
-        replace(tokens, f"ranking {OLD}\n")
+        replace_file(tokens, f"ranking {OLD}\n")
         until(lambda: code(channel, method, bearer(OLD)) is ok)
         assert failures() == 3
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ import grpc
 import pytest
 import toy
 from certificates import Authority
+from faults import until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
-from running import in_thread
+from running import in_thread, replace_file
 from serendip_client import NotReady, SerendipClient
 
 from serendip.core import InvalidRequest
@@ -31,13 +30,6 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 def services() -> list[Service]:
     return toy.Toy().services()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +134,7 @@ def test_a_certificate_is_rotated_without_a_restart(
     cert, key = tmp_path / "served.pem", tmp_path / "served.key"
 
     def put(path: Path, source: str) -> None:
-        new = path.with_suffix(".new")
-        new.write_bytes((authority.folder / source).read_bytes())
-        new.replace(path)
+        replace_file(path, (authority.folder / source).read_bytes())
 
     def failures() -> float | None:
         return registry.get_sample_value("serendip_tls_failures_total")

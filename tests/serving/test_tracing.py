@@ -86,7 +86,7 @@ def test_a_span_tells_the_status_and_whose_fault_it_was() -> None:
                 metadata = [("x-request-id", behaviour)]
                 with contextlib.suppress(grpc.RpcError):
                     stub.Retrieve(toy.request(behaviour), timeout=10, metadata=metadata)
-        spans = sent.wait_for(len(told))
+        spans = list(sent.spans)  # a server that has stopped has sent them
     assert {
         s.attributes["serendip.request_id"]: (s.attributes["rpc.grpc.status_code"], s.status)
         for s in spans
