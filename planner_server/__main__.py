@@ -2,59 +2,88 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serendip.serving.flags import ServerFlags, with_server_flags
+from serendip.serving.program import run_server
+
+if TYPE_CHECKING:
+    from serendip.serving.server import ServerOptions
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+_RETRIEVER = "How the retriever is called"
 
 
 @app.command()
+@with_server_flags(port=50051)
 def main(
     artifacts: Annotated[Path, typer.Option(help="The folder with the artefacts.")],
+    server: ServerFlags,
     catalogue: Annotated[
         Path | None, typer.Option(help="The data folder whose media live plans may read.")
     ] = None,
     retriever: Annotated[
         str, typer.Option(help="HOST:PORT of a retriever server: serves Recommend as well.")
     ] = "",
-    live: Annotated[bool, typer.Option(help="Plan live what the store does not have.")] = True,
+    retriever_tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of authorities: the retriever is called by TLS, and must show a "
+            "certificate of one.",
+            rich_help_panel=_RETRIEVER,
+        ),
+    ] = None,
+    retriever_tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the certificate that it is shown (mTLS).", rich_help_panel=_RETRIEVER
+        ),
+    ] = None,
+    retriever_tls_key: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of its private key.", rich_help_panel=_RETRIEVER),
+    ] = None,
+    retriever_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token that it is called with.", rich_help_panel=_RETRIEVER
+        ),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option(help="Plan live what the store does not have; a model a worker.")
+    ] = True,
     redis: Annotated[
         str, typer.Option(help="URL of the Redis to look plans up in, in place of the file.")
     ] = "",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port for gRPC; 0: any free one.")] = 50051,
-    metrics_port: Annotated[
-        int | None, typer.Option(help="Port of /metrics; 0: any free one; unset: none.")
-    ] = None,
-    poll_s: Annotated[
-        float, typer.Option(min=0.05, help="Seconds between two looks at the current release.")
-    ] = 1,
 ) -> None:
     """Serves the planner of the current release, and of those that follow it.
 
     SIGHUP looks at the current release at once. SIGTERM and SIGINT drain, and end with 0. Exits
     with 2, and says why in one line, where it cannot start.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when the libraries are loaded
-    from planner_server.app import run
-    from planner_server.loading import Source
-    from serendip.core import SerendipError
-    from serendip.serving.server import ServerOptions
 
-    options = ServerOptions(host=host, port=port, metrics_port=metrics_port)
-    try:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    async def serve(options: ServerOptions, turns: int | None) -> None:
+        from planner_server.app import run
+        from planner_server.loading import Source
+        from serendip.serving.tls import TlsFiles
+        from serendip.serving.upstream import Upstream
+
+        tls = TlsFiles(
+            retriever_tls_cert,
+            retriever_tls_key,
+            retriever_tls_ca,
+            prefix="--retriever-tls",
+            ca_flag="--retriever-tls-ca",
+        )
+        upstream = Upstream(retriever, tls, retriever_token_file)
         source = Source(artifacts, catalogue, live, redis)
-        asyncio.run(run(source, retriever, poll_s, options))
-    except SerendipError as e:
-        print(f"planner_server: {e}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        await run(source, upstream, server.poll_s, options, turns)
+
+    raise typer.Exit(run_server("planner_server", server, serve))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 
-import grpc
 from prometheus_client import CollectorRegistry
 
 from planner_server.live import LivePlanner
@@ -18,45 +17,62 @@ from planner_server.service import PlannerService, services, show_versions
 from serendip.artifacts import Artifacts
 from serendip.serving.follow import Follower
 from serendip.serving.server import Running, ServerOptions, serve_until_signal
+from serendip.serving.turns import Turns
+from serendip.serving.upstream import OpenUpstream, Upstream
+from serendip.serving.watched_file import refreshing
 
 _LOOK_S = 0.2
 
 
 @contextlib.asynccontextmanager
 async def servicers(
-    serving: Serving, retriever: str, registry: CollectorRegistry | None = None
+    serving: Serving, retriever: OpenUpstream | None, registry: CollectorRegistry | None = None
 ) -> AsyncIterator[tuple[PlannerService, RecommenderService | None]]:
     """The servicers over an opened release; closes what they hold at the end.
 
     Args:
-        retriever: HOST:PORT, or empty: no Recommend.
+        retriever: None: no Recommend.
         registry: takes their metrics; a new one if None.
     """
     planner = PlannerService(serving, registry)
     del serving  # only the service holds it: a name here would hold it after it is swapped out
-    channel = grpc.aio.insecure_channel(retriever, CHANNEL) if retriever else None
     try:
-        yield planner, None if channel is None else RecommenderService(planner, channel)
+        if retriever is None:
+            yield planner, None
+        else:
+            with refreshing(retriever.watched):
+                async with retriever.aio_channel(CHANNEL) as channel:
+                    yield (
+                        planner,
+                        RecommenderService(planner, channel, registry, retriever.metadata),
+                    )
     finally:
-        if channel is not None:
-            await channel.close()
         if planner.serving.live is not None:
             await planner.serving.live.close()
         planner.serving.store.close()
 
 
-async def run(source: Source, retriever: str, poll_s: float, options: ServerOptions) -> None:
+async def run(
+    source: Source,
+    upstream: Upstream,
+    poll_s: float,
+    options: ServerOptions,
+    turns: int | None = None,
+) -> None:
     """Opens the current release, serves it and those that follow it until a signal.
 
     Args:
-        retriever: HOST:PORT, or empty: no Recommend.
+        upstream: the retriever; without an address there is no Recommend.
         poll_s: seconds between two looks at the current release.
+        turns: a descriptor, see turns.Turns; for one of several worker processes.
 
     Raises:
-        SerendipError: there is no release, it cannot be opened, or a port cannot be bound.
+        SerendipError: there is no release, it cannot be opened, a file that a flag names cannot be
+            used, or a port cannot be bound.
     """
     registry = CollectorRegistry()
-    loader = Loader(source, retriever)
+    retriever = upstream.open(registry)
+    loader = Loader(source, retriever, Turns(turns))
     current = partial(Artifacts(source.artifacts).current_version, "release")
     followers: list[Follower[Serving]] = []
     retiring: set[asyncio.Task[None]] = set()

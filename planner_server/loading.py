@@ -15,6 +15,8 @@ import grpc
 from planner_server.release import Serving, open_release
 from serendip.artifacts import Artifacts
 from serendip.serving.follow import Check, NotYet
+from serendip.serving.turns import Turns
+from serendip.serving.upstream import OpenUpstream
 from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 
 _ASK_S = 2.0
@@ -70,15 +72,20 @@ class Loader:
     """Opens releases for a ``Follower``.
 
     Args:
-        retriever: HOST:PORT of the retriever that Recommend asks; empty: none. A tree that it does
-            not have is not served yet.
+        retriever: the one that Recommend asks; None: none. A tree that it does not have is not
+            served yet.
     """
 
-    def __init__(self, source: Source, retriever: str = "") -> None:
+    def __init__(
+        self,
+        source: Source,
+        retriever: OpenUpstream | None = None,
+        turns: Turns | None = None,
+    ) -> None:
         self._source = source
         self._check = Check("planner_server.check", source.artifacts, source.encode())
-        self._checked = ""
         self._retriever = retriever
+        self._turns = turns if turns is not None else Turns()
 
     def load(self, version: str, serving: Serving) -> Serving:
         """Opens a release.
@@ -87,26 +94,32 @@ class Loader:
             NotYet: the retriever does not have its tree.
             SerendipError: it cannot be opened.
         """
-        if self._checked != version:
-            self._check.run(version)
-            self._checked = version
+        with self._turns.take():
+            if self._turns.checked != version:
+                self._check.run(version)
+                self._turns.checked = version
         tree = Artifacts(self._source.artifacts).manifest("release", version)["inputs"]["tree"]
-        if self._retriever and tree != serving.versions.tree_version:
-            _await_tree(self._retriever, tree)
-        return self._source.open(version, verify=False)  # checked, and what is published stays
+        if self._retriever is not None and tree != serving.versions.tree_version:
+            await_tree(self._retriever, tree)
+        with self._turns.take():
+            return self._source.open(version, verify=False)  # checked, and what is published stays
 
     def close(self) -> None:
         """Gives up what is being checked."""
         self._check.kill()
 
 
-def _await_tree(address: str, tree_version: str) -> None:
+def await_tree(retriever: OpenUpstream, tree_version: str) -> None:
     """Raises NotYet unless the retriever has the tree open."""
-    with grpc.insecure_channel(address) as channel:
+    address = retriever.address
+    with retriever.channel() as channel:
         stub: Any = retriever_pb2_grpc.RetrieverStub
         try:
             info = stub(channel).GetInfo(
-                retriever_pb2.RetrieverGetInfoRequest(), timeout=_ASK_S, wait_for_ready=True
+                retriever_pb2.RetrieverGetInfoRequest(),
+                timeout=_ASK_S,
+                wait_for_ready=True,
+                metadata=retriever.metadata(),
             )
         except grpc.RpcError as e:
             raise NotYet(f"the retriever at {address} does not answer ({e.code().name})") from e

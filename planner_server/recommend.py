@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import grpc
+from prometheus_client import CollectorRegistry, Histogram
 
-from serendip.core import DeadlineSpent, SerendipError, check_length
+from serendip.core import (
+    DeadlineSpent,
+    NotReady,
+    SerendipError,
+    Unauthenticated,
+    check_length,
+)
 from serendip.serving.errors import status_of
-from serendip.serving.handlers import Call
+from serendip.serving.handlers import Call, Metadata
+from serendip.serving.telemetry import SECONDS
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import error_from_rpc
 from serendip.wire_bytes import LENGTH_PREFIXED, field, key
@@ -84,23 +92,46 @@ class Planned(Protocol):
     def tree_version(self) -> str:
         """What is planned under now."""
 
+    @property
+    def version(self) -> str:
+        """Of the release that is served now."""
+
 
 class RecommenderService:
     """One call for both levels, over a channel to a retriever server; answers in bytes.
 
     Of the time that a call has, planning gets three quarters at most: a live plan that takes
     longer gives way to the second best, and the retriever has the rest.
+
+    Args:
+        registry: takes the service's metrics; a new one if None.
+        own: what a call to the retriever carries of this server's own: its token.
     """
 
-    def __init__(self, planner: Planned, channel: Any) -> None:
+    def __init__(
+        self,
+        planner: Planned,
+        channel: Any,
+        registry: CollectorRegistry | None = None,
+        own: Callable[[], Metadata] = tuple,
+    ) -> None:
         self._planner = planner
+        self._own = own
+        seconds = Histogram(
+            "serendip_recommend_seconds",
+            "Seconds of each part of a Recommend or a RecommendBatch.",
+            ("part",),
+            buckets=SECONDS,
+            registry=registry if registry is not None else CollectorRegistry(),
+        )
+        self._planning, self._retrieving = seconds.labels("plan"), seconds.labels("retrieve")
         # Without serialisers: requests and responses are bytes already, and stay so.
         self._retrieve = channel.unary_unary("/serendip.v1.Retriever/Retrieve")
         self._retrieve_batch = channel.unary_unary("/serendip.v1.Retriever/RetrieveBatch")
 
     async def Recommend(self, request: recommender_pb2.RecommendRequest, call: Call) -> bytes:
         """Plans, then retrieves from the plan."""
-        (outcome,) = await self._composed([request], call.deadline)
+        (outcome,) = await self._composed([request], call)
         if isinstance(outcome, SerendipError):
             raise outcome
         return outcome
@@ -110,21 +141,26 @@ class RecommenderService:
     ) -> bytes:
         """Recommends to many users; each row fails by itself."""
         requests = tuple(request.requests)
+        call.rows = len(requests)
         check_length(requests, "requests", 1, MAX_RECOMMENDATIONS)
-        return encode_rows(await self._composed(requests, call.deadline))
+        return encode_rows(await self._composed(requests, call))
 
     async def _composed(
-        self, requests: Sequence[recommender_pb2.RecommendRequest], deadline: float | None
+        self, requests: Sequence[recommender_pb2.RecommendRequest], call: Call
     ) -> list[Answer]:
-        until = time.monotonic() + _LONGEST_S if deadline is None else deadline
+        call.version = self._planner.version
+        until = time.monotonic() + _LONGEST_S if call.deadline is None else call.deadline
         try:
             async with asyncio.timeout_at(until):  # an event loop's time is monotonic
-                return await self._driven(requests, until)
+                return await self._driven(requests, until, (*call.onward, *self._own()))
         except TimeoutError:
             raise DeadlineSpent("there was no answer in time") from None
 
     async def _driven(
-        self, requests: Sequence[recommender_pb2.RecommendRequest], until: float
+        self,
+        requests: Sequence[recommender_pb2.RecommendRequest],
+        until: float,
+        metadata: Metadata,
     ) -> list[Answer]:
         composition = composed(requests)
         answer: Any = None
@@ -136,24 +172,29 @@ class RecommenderService:
                 return outcomes
             if isinstance(wish, Plans):
                 now = time.monotonic()
-                answer = await self._planner.plans_for(
-                    wish.requests, now + PLANNER_SHARE * (until - now)
-                )
+                with self._planning.time():
+                    answer = await self._planner.plans_for(
+                        wish.requests, now + PLANNER_SHARE * (until - now)
+                    )
             elif isinstance(wish, Items):
-                answer = await self._retrieved(wish.requests, until)
+                with self._retrieving.time():
+                    answer = await self._retrieved(wish.requests, until, metadata)
             else:
                 answer = self._planner.tree_version
 
-    async def _retrieved(self, requests: Sequence[bytes], until: float) -> list[Answer]:
+    async def _retrieved(
+        self, requests: Sequence[bytes], until: float, metadata: Metadata
+    ) -> list[Answer]:
         try:
             if len(requests) == 1:
-                return [await self._retrieve(requests[0], timeout=_left_s(until))]
+                only = self._retrieve(requests[0], timeout=_left_s(until), metadata=metadata)
+                return [await only]
         except grpc.aio.AioRpcError as error:
             return [_typed(error)]
         answers: list[Answer] = []
         for count, batch in batches(requests):
             try:
-                raw = await self._retrieve_batch(batch, timeout=_left_s(until))
+                raw = await self._retrieve_batch(batch, timeout=_left_s(until), metadata=metadata)
                 answers += rows_of(raw, count)
             except grpc.aio.AioRpcError as error:
                 answers += [_typed(error)] * count
@@ -181,5 +222,10 @@ def _left_s(until: float) -> float:
 def _typed(error: grpc.aio.AioRpcError) -> SerendipError:
     trailers = error.trailing_metadata() or ()
     typed = error_from_rpc(error.code().value[0], error.details() or "", trailers)
+    if isinstance(typed, Unauthenticated):  # none of the caller's, whose own token was good
+        typed = NotReady(
+            "the retriever does not take this server's token",
+            remedy="Look at --retriever-token-file.",
+        )
     typed.__cause__ = error
     return typed

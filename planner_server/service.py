@@ -66,6 +66,11 @@ class PlannerService:
         """What is planned under now."""
         return self._serving.versions.tree_version
 
+    @property
+    def version(self) -> str:
+        """Of the release that is served now."""
+        return self._serving.version
+
     def swap(self, serving: Serving) -> None:
         """Serves something else from the next call on; to be called by the event loop's thread."""
         self._serving = serving
@@ -74,6 +79,7 @@ class PlannerService:
 
     async def Plan(self, request: planner_pb2.PlanRequest, call: Call) -> bytes:
         """Plans for catalogue items; every row by itself."""
+        call.rows, call.version = len(request.context_item_ids), self._serving.version
         check_plan_request(request)
         self._check_tree(request.tree_version)
         wanted = Wanted.of(request, self._serving)

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 from retriever_server.loading import Loader
 from retriever_server.release import open_current, warm
 from retriever_server.service import MAX_BATCH, RetrieverService, Serving, show_versions
-from retriever_server.turns import Turns
 from retriever_server.withheld import WithheldFile
 from serendip.artifacts import Artifacts
 from serendip.serving import server as life
 from serendip.serving.follow import Follower
 from serendip.serving.server import Running, ServerOptions
+from serendip.serving.turns import Turns
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from retriever_server.release import open_release, warm
 from retriever_server.service import Serving
-from retriever_server.turns import Turns
 from retriever_server.withheld import WithheldFile
 from serendip.artifacts import Artifacts
 from serendip.serving.follow import Check
+from serendip.serving.turns import Turns
 
 _SWITCH_S = 0.0005
 

@@ -146,11 +146,13 @@ class RetrieverService:
 
     async def Retrieve(self, request: retriever_pb2.RetrieveRequest, call: Call) -> bytes:
         """Candidates for one user."""
+        call.version = self._serving.version
         row = self._read(request)
         return self._answer(row, await self._batcher.submit(row, call.deadline))
 
     async def RetrieveBatch(self, request: retriever_pb2.RetrieveBatchRequest, call: Call) -> bytes:
         """Candidates for many users; each row fails by itself."""
+        call.rows, call.version = len(request.requests), self._serving.version
         rows = self._read_all(request)
         outcomes = await self._run_readable(rows, call.deadline)
         return encode_rows([self._row(*pair) for pair in outcomes])

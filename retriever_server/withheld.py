@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from serendip.core import InvalidData, SerendipError, check_id
+from serendip.serving.watched_file import WatchedFiles
 
 MAX_BYTES = 64 << 20
-
-_log = logging.getLogger(__name__)
-
-Stamp = tuple[int, int, int]
 
 
 def read_withheld(path: Path) -> frozenset[str]:
@@ -43,48 +39,32 @@ def read_withheld(path: Path) -> frozenset[str]:
 
 
 class WithheldFile:
-    """Follows a file of item IDs: a version that cannot be read leaves the last good one.
-
-    Attributes:
-        ids: what is withheld.
-    """
+    """Follows a file of item IDs: a version that cannot be read leaves the last good one."""
 
     def __init__(self, path: Path, registry: CollectorRegistry) -> None:
         """Reads it. Raises InvalidData."""
-        self._path = path
         self._count = Gauge(
             "serendip_withheld_items", "Item IDs that are never returned.", registry=registry
         )
-        self._failures = Counter(
+        failures = Counter(
             "serendip_withhold_failures",
             "Times that the file of withheld items had changed and could not be read.",
             registry=registry,
         )
-        self._stamp = self._look()
-        self.ids = read_withheld(path)
+        self._watched = WatchedFiles(
+            "withheld items", (path,), lambda: read_withheld(path), failures.inc
+        )
         self._count.set(len(self.ids))
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """What is withheld."""
+        return self._watched.value
 
     def refresh(self) -> bool:
         """Reads the file if it has changed; returns whether ``ids`` are others now."""
-        stamp = self._look()
-        if stamp == self._stamp:
+        before = self.ids
+        if not self._watched.refresh():
             return False
-        self._stamp = stamp
-        try:
-            ids = read_withheld(self._path)
-        except InvalidData as e:
-            self._failures.inc()
-            _log.error("withheld items stay the %d read before: %s", len(self.ids), e)
-            return False
-        changed = ids != self.ids
-        self.ids = ids
-        self._count.set(len(ids))
-        return changed
-
-    def _look(self) -> Stamp | None:
-        """Changes when the file does; None while there is none."""
-        try:
-            about = self._path.stat()
-        except OSError:
-            return None
-        return about.st_ino, about.st_size, about.st_mtime_ns
+        self._count.set(len(self.ids))
+        return self.ids != before

@@ -7,7 +7,8 @@ The way of the data, and where each error stands on it::
             └───────────────┴──────────> retrieval ──> retriever ────────────┘      │
                                                  StorageError, CorruptArtifact ─────┤
     request ──> server ──> plan ──> retrieve ──> candidates                         │
-        │ InvalidRequest, NotFound, WrongTree, Overloaded, DeadlineSpent            │
+        │ Unauthenticated, InvalidRequest, NotFound, WrongTree,                     │
+        │ Overloaded, DeadlineSpent                                                 │
         └─ NotReady <────────────────────────────────────────────────── servers <───┘
 
 This module knows no gRPC, no file format and no model.
@@ -86,6 +87,10 @@ class InvalidData(InvalidRequest):
 
 class MediaError(InvalidRequest):
     """An image or a video that cannot be read within its bounds."""
+
+
+class Unauthenticated(SerendipError):
+    """A call without a token that the server knows; never says which token came."""
 
 
 class NotFound(SerendipError):

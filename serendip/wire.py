@@ -23,6 +23,7 @@ from serendip.core import (
     Retrieval,
     RetrievalQuery,
     SerendipError,
+    Unauthenticated,
     Versions,
     WrongTree,
     check_id,
@@ -269,6 +270,8 @@ def error_from_status(status: status_pb2.Status) -> SerendipError | None:
             return WrongTree(message)
         case 14:
             return NotReady(message)
+        case 16:
+            return Unauthenticated(message)
     return SerendipError(f"{message or 'the call failed'} (gRPC code {status.code})")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -62,3 +63,10 @@ def in_thread(
         assert not thread.is_alive(), "the server did not stop"
         if failed:
             raise failed[0]
+
+
+def replace_file(path: Path, data: str | bytes) -> None:
+    """Puts a file in the place of another, as an operator should: whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(data.encode() if isinstance(data, str) else data)
+    new.replace(path)

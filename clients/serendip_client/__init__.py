@@ -25,6 +25,7 @@ from serendip.core import (
     PlanSource,
     RetrievalQuery,
     SerendipError,
+    Unauthenticated,
     Versions,
     WrongTree,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "RetrieverInfo",
     "SerendipClient",
     "SerendipError",
+    "Unauthenticated",
     "Versions",
     "WrongTree",
 ]

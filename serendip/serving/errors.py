@@ -20,6 +20,7 @@ from serendip.core import (
     NotReady,
     Overloaded,
     SerendipError,
+    Unauthenticated,
     WrongTree,
 )
 
@@ -43,23 +44,26 @@ _CODES: tuple[tuple[type[SerendipError], int], ...] = (
     (Overloaded, code_pb2.RESOURCE_EXHAUSTED),
     (DeadlineSpent, code_pb2.DEADLINE_EXCEEDED),
     (NotReady, code_pb2.UNAVAILABLE),
+    (Unauthenticated, code_pb2.UNAUTHENTICATED),
 )
 
 
-def status_of(error: BaseException) -> status_pb2.Status:
+def status_of(error: BaseException, request_id: str = "") -> status_pb2.Status:
     """The status that tells a caller of an error: for a whole call, or for one row of it.
 
     InvalidRequest carries a BadRequest naming the field, Overloaded a RetryInfo. What is no error
     of core (and CorruptArtifact, which is none of the caller's) is INTERNAL with an error ID; it
     is logged here, with its traceback.
+
+    Args:
+        request_id: of the call, to stand beside the error ID; empty: it is not known.
     """
     code = next((code for kind, code in _CODES if isinstance(error, kind)), None)
     if code is None:
         error_id = uuid.uuid4().hex[:12]
-        _log.error("internal error %s", error_id, exc_info=error)
-        return status_pb2.Status(
-            code=code_pb2.INTERNAL, message=f"internal error {error_id}: see the server's log"
-        )
+        said = f"internal error {error_id}" + (f" of request {request_id}" if request_id else "")
+        _log.error("%s", said, exc_info=error)
+        return status_pb2.Status(code=code_pb2.INTERNAL, message=f"{said}: see the server's log")
     status = status_pb2.Status(code=code, message=_shortened(str(error)))
     if isinstance(error, InvalidRequest) and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(

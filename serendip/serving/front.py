@@ -1,7 +1,7 @@
-"""The grpc.aio front: decodes, admits, counts, calls the servicer, and makes its errors statuses.
+"""The grpc.aio front: lets in, admits, decodes, counts, calls the servicer, makes errors statuses.
 
-    bytes ──> admitted? ──> decode ──> servicer ──> encode ──> bytes
-       RESOURCE_EXHAUSTED └──── what was raised ────┴──> status with details
+    call ──> known client? ──> admitted? ──> decode ──> servicer ──> encode ──> bytes
+     UNAUTHENTICATED └─ RESOURCE_EXHAUSTED ─┘──── what was raised ────┴──> status with details
 
 Knows no tier and no file.
 """
@@ -12,16 +12,19 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 
-from serendip.core import InvalidRequest
+from serendip.core import InvalidRequest, SerendipError
 from serendip.serving.admission import Admission
 from serendip.serving.errors import status_of, trailers_of
-from serendip.serving.handlers import Call, Method, Service
+from serendip.serving.guard import Guard
+from serendip.serving.handlers import REQUEST_ID_KEY, Call, Method, Service
+from serendip.serving.records import Records
 from serendip.serving.telemetry import MethodMeter, ServerMetrics
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -32,71 +35,138 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     Its methods are not registered with the server by name: each would be waited for by itself,
     and every call pays for the longer wait.
+
+    Args:
+        guard: asked before a request is read; None: anybody may call.
     """
 
     def __init__(
-        self, services: Sequence[Service], metrics: ServerMetrics, admission: Admission
+        self,
+        services: Sequence[Service],
+        metrics: ServerMetrics,
+        admission: Admission,
+        guard: Guard | None = None,
+        records: Records | None = None,
     ) -> None:
         self._admission = admission
-        self._taking: dict[str, Any] = {}
-        self._refusing: dict[str, Any] = {}
+        self._guard = guard
+        self._ways: dict[str, _Way] = {}
         for service in services:
             for method in service.methods:
                 name = f"/{service.name}/{method.name}"
-                meter = MethodMeter(metrics, name)
-                self._taking[name] = grpc.unary_unary_rpc_method_handler(
-                    _taking(method, meter, admission)
-                )
-                # A stream, for the server then reads no request: a large one is not taken in to
-                # be refused. The rest of a call's way through grpc.aio is paid for all the same.
-                self._refusing[name] = grpc.stream_unary_rpc_method_handler(
-                    _refusing(meter, admission)
-                )
+                door = _Door(name, MethodMeter(metrics, name), records)
+                self._ways[name] = _Way(door, method, admission)
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call; None, which is UNIMPLEMENTED, if there is no such method."""
-        handlers = self._refusing if self._admission.full else self._taking
-        return handlers.get(handler_call_details.method)
+        way = self._ways.get(handler_call_details.method)
+        if way is None:
+            return None
+        client = ""
+        if self._guard is not None:
+            client, refusal = self._guard.admit(handler_call_details.invocation_metadata)
+            if refusal is not None:
+                return way.door.refused(lambda: refusal, client)
+        return way.full if self._admission.full else way.taken(client)
 
 
-def _taking(method: Method, meter: MethodMeter, admission: Admission) -> Any:
-    async def call(raw: bytes, context: Any) -> bytes:
-        started, code = meter.start(), "UNKNOWN"
-        ours = Call(_deadline(context), context.invocation_metadata)
-        found = 0
+class _Door:
+    """Where one method's calls come in: written down, and refused without their request."""
+
+    def __init__(self, name: str, meter: MethodMeter, records: Records | None) -> None:
+        self._name = name
+        self._meter = meter
+        self._records = records
+
+    def refused(self, why: Callable[[], SerendipError], client: str = "") -> Any:
+        """The handler of a call that is refused, by an error that is made when it comes.
+
+        A stream, for the server then reads no request: a large one is not taken in to be refused.
+        The rest of a call's way through grpc.aio is paid for all the same.
+        """
+
+        async def refuse(_: Any, context: Any) -> None:
+            call = Call(None, context.invocation_metadata())
+            begun = self.begin(call)
+            error = why()
+            status = status_of(error)
+            try:
+                await _abort(context, status, error, call)
+            finally:
+                self.end(begun, call, code_pb2.Code.Name(status.code), context, client, error)
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def begin(self, call: Call) -> tuple[float, Any]:
+        """Notes a call that begins; returns what ``end`` wants to know."""
+        started = self._meter.start()
+        return started, None if self._records is None else self._records.begin(self._name, call)
+
+    def end(
+        self,
+        begun: tuple[float, Any],
+        call: Call,
+        code: str,
+        context: Any,
+        client: str,
+        error: Exception | None = None,
+    ) -> float:
+        """Notes how it ended; returns the seconds that it took."""
+        seconds = self._meter.end(begun[0], code)
+        if self._records is not None:
+            who = _who(context, client)
+            self._records.end(begun[1], self._name, call, code, seconds, who, error)
+        return seconds
+
+
+class _Way:
+    """How one method's calls are taken.
+
+    Attributes:
+        full: the handler of a call that comes when no more are taken.
+    """
+
+    def __init__(self, door: _Door, method: Method, admission: Admission) -> None:
+        self.door = door
+        self._method = method
+        self._admission = admission
+        self._taken: dict[str, Any] = {}
+        self.full = door.refused(admission.refused)
+
+    def taken(self, client: str) -> Any:
+        """The handler of a client's call."""
+        handler = self._taken.get(client)
+        if handler is None:
+            take = partial(self._take, client=client)
+            handler = self._taken[client] = grpc.unary_unary_rpc_method_handler(take)
+        return handler
+
+    async def _take(self, raw: bytes, context: Any, *, client: str) -> bytes:
+        call, code = Call(_deadline(context), context.invocation_metadata()), "UNKNOWN"
+        begun = self.door.begin(call)
+        found, failure = 0, None
         try:
-            found = admission.enter(ours.deadline)
-            response = method.encode(await method.handle(_decoded(method, raw), ours))
+            found = self._admission.enter(call.deadline)
+            response = self._method.encode(
+                await self._method.handle(_decoded(self._method, raw), call)
+            )
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code = "OK"
             return response
         except asyncio.CancelledError:
             # The server cancels a call whose deadline passed as it does one that was given up.
-            ours.cancelled = True
+            call.cancelled = True
             code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
             raise
         except Exception as error:
-            status = status_of(error)
+            failure = error
+            status = status_of(error, call.request_id)
             code = code_pb2.Code.Name(status.code)
-            await _abort(context, status, error)
+            await _abort(context, status, error, call)
         finally:
-            seconds = meter.end(started, code)
+            seconds = self.door.end(begun, call, code, context, client, failure)
             if found:
-                admission.leave(found, seconds if code == "OK" else None)
-
-    return call
-
-
-def _refusing(meter: MethodMeter, admission: Admission) -> Any:
-    async def call(_: Any, context: Any) -> None:
-        started = meter.start()
-        error = admission.refused()
-        status = status_of(error)
-        try:
-            await _abort(context, status, error)
-        finally:
-            meter.end(started, code_pb2.Code.Name(status.code))
-
-    return call
+                self._admission.leave(found, seconds if code == "OK" else None)
 
 
 def _decoded(method: Method, raw: bytes) -> Any:
@@ -109,8 +179,9 @@ def _decoded(method: Method, raw: bytes) -> Any:
         ) from error
 
 
-async def _abort(context: Any, status: status_pb2.Status, error: Exception) -> NoReturn:
-    await context.abort(_CODES[status.code], status.message, trailers_of(status, error))
+async def _abort(context: Any, status: status_pb2.Status, error: Exception, call: Call) -> NoReturn:
+    trailers = (*trailers_of(status, error), (REQUEST_ID_KEY, call.request_id))
+    await context.abort(_CODES[status.code], status.message, trailers)
     raise AssertionError("unreachable: abort raises")
 
 
@@ -119,29 +190,62 @@ def _deadline(context: Any) -> float | None:
     return None if left is None else time.monotonic() + left
 
 
+def _who(context: Any, client: str) -> dict[str, str]:
+    """Who calls: its token's name, or else its certificate's; and from which address."""
+    if not client:
+        names = context.auth_context().get("x509_common_name", ())
+        client = names[0].decode(errors="replace") if names else ""
+    peer: str = context.peer()
+    address = peer.partition(":")[2].rpartition(":")[0] or peer  # ipv4:ADDRESS:PORT
+    return {"client": client, "peer": address} if client else {"peer": address}
+
+
 # --- servicers of the ecosystem ----------------------------------------------------------
 
 
 class Counted:
-    """A grpc.aio server as health and reflection see it: their calls are counted like ours."""
+    """A grpc.aio server as health and reflection see it: their calls are counted like ours.
 
-    def __init__(self, server: Any, metrics: ServerMetrics) -> None:
+    Args:
+        guard: asked before a call is begun; None: anybody may call.
+        records: of the calls that it refuses; the others' are not written down.
+    """
+
+    def __init__(
+        self,
+        server: Any,
+        metrics: ServerMetrics,
+        guard: Guard | None = None,
+        records: Records | None = None,
+    ) -> None:
         self._server = server
         self._metrics = metrics
+        self._guard = guard
+        self._records = records
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """What generated code registers a service with."""
-        self._server.add_generic_rpc_handlers([_CountedHandler(h, self._metrics) for h in handlers])
+        self._server.add_generic_rpc_handlers(
+            [_CountedHandler(h, self._metrics, self._guard, self._records) for h in handlers]
+        )
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """Generated code registers its methods twice; once will do."""
 
 
 class _CountedHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    def __init__(self, inner: grpc.GenericRpcHandler, metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        inner: grpc.GenericRpcHandler,
+        metrics: ServerMetrics,
+        guard: Guard | None,
+        records: Records | None,
+    ) -> None:
         self._inner = inner
         self._metrics = metrics
-        self._wrapped: dict[str, Any] = {}
+        self._guard = guard
+        self._records = records
+        self._wrapped: dict[str, tuple[Any, _Door]] = {}
 
     def service(self, handler_call_details: Any) -> Any:
         handler = self._inner.service(handler_call_details)
@@ -150,8 +254,14 @@ class _CountedHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
         method: str = handler_call_details.method
         if method not in self._wrapped:
             meter = MethodMeter(self._metrics, method, _grpc_type(handler))
-            self._wrapped[method] = _counted(handler, meter)
-        return self._wrapped[method]
+            door = _Door(method, meter, self._records)
+            self._wrapped[method] = _counted(handler, meter), door
+        counted, door = self._wrapped[method]
+        if self._guard is not None:
+            client, refusal = self._guard.admit(handler_call_details.invocation_metadata)
+            if refusal is not None:
+                return door.refused(lambda: refusal, client)
+        return counted
 
 
 def _grpc_type(handler: Any) -> str:

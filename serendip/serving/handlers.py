@@ -8,6 +8,9 @@ same servicers.
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,13 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+REQUEST_ID_KEY = "x-request-id"
+_TRACE_KEYS = ("traceparent", "tracestate")
+_safe = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}").fullmatch
+# What this process makes are its own eight digits and a number: random ones cost more.
+_own = os.urandom(4).hex()
+_count = itertools.count()
 
 
 class Call:
@@ -26,21 +36,36 @@ class Call:
             caller set none.
         cancelled: whether the caller has given it up; the servicer's coroutine is cancelled as
             well, this is for what it has handed to threads.
+        metadata: pairs that the caller sent along, in order; keys are in lower case.
+        request_id: the caller's, or one made here; 1 to 128 ASCII characters.
+        trace: what the trace is passed on by: the caller's own pairs, or this server's.
+        rows, version: how many rows it has, and the release that answers; for the log, where a
+            servicer says so.
     """
 
-    __slots__ = ("_metadata", "cancelled", "deadline")
+    __slots__ = ("cancelled", "deadline", "metadata", "request_id", "rows", "trace", "version")
 
-    def __init__(
-        self, deadline: float | None = None, metadata: Callable[[], Metadata] = lambda: ()
-    ) -> None:
+    def __init__(self, deadline: float | None = None, metadata: Metadata = ()) -> None:
         self.deadline = deadline
         self.cancelled = False
-        self._metadata = metadata
+        self.metadata = metadata
+        self.rows = 0
+        self.version = ""
+        self.trace: Metadata | None = None
+        for key, value in metadata:
+            if key == REQUEST_ID_KEY and isinstance(value, str) and _safe(value):
+                self.request_id = value
+                break
+        else:
+            self.request_id = f"{_own}{next(_count):08x}"
 
     @property
-    def metadata(self) -> Metadata:
-        """Pairs that the caller sent along, in order; keys are in lower case."""
-        return self._metadata()
+    def onward(self) -> Metadata:
+        """What a call that this one makes takes along: the request ID, and the trace."""
+        trace = self.trace
+        if trace is None:  # who takes no part in a trace hands it on as it came
+            trace = tuple([pair for pair in self.metadata if pair[0] in _TRACE_KEYS])
+        return ((REQUEST_ID_KEY, self.request_id), *trace)
 
 
 Handle = Callable[[Any, Call], Awaitable[Any]]

@@ -13,18 +13,25 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from serendip.core import InvalidRequest
 from serendip.serving.admission import Admission
 from serendip.serving.front import Counted, GrpcFront
+from serendip.serving.guard import Guard, Rate
 from serendip.serving.handlers import Service
+from serendip.serving.logs import CallLog, LogCalls
+from serendip.serving.records import Records
 from serendip.serving.reflection import add_reflection
 from serendip.serving.telemetry import MetricsServer, ServerMetrics, start_metrics_server
+from serendip.serving.tls import Pem, TlsFiles, server_credentials
+from serendip.serving.tracing import Otlp, Tracer
+from serendip.serving.watched_file import WatchedFiles, refreshing
 
 HEALTH_NAME: str = health.SERVICE_NAME
 
@@ -56,7 +63,13 @@ class ServerOptions:
         lame_s: seconds for which a stopping server says NOT_SERVING and still takes calls, so
             that balancers can look away first.
         reuse_port: whether several processes may share the port (SO_REUSEPORT).
-        credentials: grpc.ServerCredentials for TLS or mTLS; None serves plain text.
+        tls: certificate and key, and for mTLS the roots of callers' certificates; None serves plain
+            text.
+        tokens: file of bearer tokens, one of which every call but those of health must carry; None:
+            none need to.
+        rate: of each client that ``tokens`` names; None: any.
+        log_calls: which calls have a line in the log.
+        otlp: where spans are sent; None: none are made.
     """
 
     host: str = "127.0.0.1"
@@ -74,7 +87,11 @@ class ServerOptions:
     grace_s: float = 10.0
     lame_s: float = 0.0
     reuse_port: bool = False
-    credentials: Any = None
+    tls: TlsFiles | None = None
+    tokens: Path | None = None
+    rate: Rate | None = None
+    log_calls: LogCalls = LogCalls.NONE
+    otlp: Otlp | None = None
 
     def channel_arguments(self) -> list[tuple[str, int]]:
         """What the gRPC core is told."""
@@ -149,11 +166,15 @@ async def serve(
         registry: takes the server's metrics; a new one if None.
 
     Raises:
-        InvalidRequest: a port cannot be bound; names the option.
+        InvalidRequest: a port cannot be bound, a file of certificates or tokens cannot be used, or
+            spans cannot be made; names the option.
     """
     options = options if options is not None else ServerOptions()
     registry = registry if registry is not None else CollectorRegistry()
     metrics = ServerMetrics(registry)
+    tls = None if options.tls is None else _watched(options.tls, registry)
+    guard = None if options.tokens is None else Guard(options.tokens, options.rate, registry)
+    records = _records(name, options)
     health_servicer = _Health()
     admission = Admission(
         options.max_in_flight,
@@ -161,27 +182,31 @@ async def serve(
         on_refused=lambda why: metrics.refused.labels(why).inc(),
     )
     server = grpc.aio.server(options=options.channel_arguments())
-    server.add_generic_rpc_handlers([GrpcFront(services, metrics, admission)])
+    server.add_generic_rpc_handlers([GrpcFront(services, metrics, admission, guard, records)])
     names = tuple(service.name for service in services)
-    counted = Counted(server, metrics)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, counted)
-    add_reflection(counted, (*names, HEALTH_NAME))
-    port = _bind(server, options)
+    # Whoever balances or restarts servers need not be known to them.
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, Counted(server, metrics))
+    add_reflection(Counted(server, metrics, guard, records), (*names, HEALTH_NAME))
+    port = _bind(server, options, None if tls is None else server_credentials(tls))
     page: MetricsServer | None = None
     if options.metrics_port is not None:
         page = start_metrics_server(registry, options.metrics_port, options.host)
+    files: list[WatchedFiles[Any]] = [] if tls is None else [tls]
+    if guard is not None:
+        files.append(guard.watched)
     try:
-        await server.start()
-        for service in ("", *names):
-            await health_servicer.set(service, True)
-        yield Running(
-            name=name,
-            host=options.host,
-            port=port,
-            metrics_port=page.port if page else None,
-            metrics=metrics,
-            _health=health_servicer,
-        )
+        with refreshing(files):
+            await server.start()
+            for service in ("", *names):
+                await health_servicer.set(service, True)
+            yield Running(
+                name=name,
+                host=options.host,
+                port=port,
+                metrics_port=page.port if page else None,
+                metrics=metrics,
+                _health=health_servicer,
+            )
     finally:
         await health_servicer.stop()
         if options.lame_s:
@@ -190,6 +215,8 @@ async def serve(
         await server.stop(options.grace_s)
         if page:
             await asyncio.to_thread(page.close)
+        if records:
+            await asyncio.to_thread(records.close)
 
 
 async def serve_until_signal(
@@ -227,13 +254,28 @@ async def serve_until_signal(
             loop.remove_signal_handler(number)
 
 
-def _bind(server: Any, options: ServerOptions) -> int:
+def _watched(tls: TlsFiles, registry: CollectorRegistry) -> WatchedFiles[Pem]:
+    failures = Counter(
+        "serendip_tls_failures",
+        "Times that a file of certificate, key or roots had changed and could not be used.",
+        registry=registry,
+    )
+    return WatchedFiles("certificate", tls.paths, tls.read, failures.inc)
+
+
+def _records(name: str, options: ServerOptions) -> Records | None:
+    log = None if options.log_calls is LogCalls.NONE else CallLog(options.log_calls)
+    tracer = None if options.otlp is None else Tracer(options.otlp, name)
+    return None if log is None and tracer is None else Records(log, tracer)
+
+
+def _bind(server: Any, options: ServerOptions, credentials: Any) -> int:
     address = _address(options.host, options.port)
     try:
-        if options.credentials is None:
+        if credentials is None:
             port: int = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, options.credentials)
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise InvalidRequest(
             f"cannot listen on {options.host}",

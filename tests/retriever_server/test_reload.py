@@ -23,11 +23,11 @@ from prometheus_client import CollectorRegistry
 from retriever_server.loading import Loader
 from retriever_server.release import open_current, open_release, warm
 from retriever_server.service import Serving
-from retriever_server.turns import Turns
 from retriever_server.withheld import WithheldFile
 from serendip.artifacts import Artifacts
 from serendip.core import Retrieval, RetrievalQuery, WrongTree
 from serendip.serving.follow import Follower
+from serendip.serving.turns import Turns
 
 
 class Followed:
@@ -264,7 +264,7 @@ def test_workers_take_turns_and_tell_what_is_good(tmp_path: Path) -> None:
         with one.take():
             assert one.checked == "b" * 12
             code = (
-                "import sys; from retriever_server.turns import Turns\n"
+                "import sys; from serendip.serving.turns import Turns\n"
                 "with Turns(int(sys.argv[1])).take() as _: print('has it')"
             )
             waiting = subprocess.Popen(

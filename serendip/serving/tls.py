@@ -1,0 +1,133 @@
+"""Certificates by file, for a server and for a channel to another one; read again when they change.
+
+Python's own ssl checks what the files hold, so that a key of another certificate is found here and
+not at a caller's handshake.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serendip.core import InvalidRequest
+from serendip.serving.watched_file import WatchedFiles, read_file
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files, each None where it is not given.
+
+    Attributes:
+        cert: the own certificate, followed by those between it and the root.
+        key: its private key, not encrypted.
+        ca: the roots that the other side's certificate must lead to.
+        prefix: of the flags that name them.
+    """
+
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+    prefix: str = "--tls"
+    ca_flag: str = "--tls-client-ca"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are given."""
+        return tuple([path for path in (self.cert, self.key, self.ca) if path is not None])
+
+    def read(self) -> Pem:
+        """Reads and checks the files.
+
+        Raises:
+            InvalidRequest: one is missing, is not PEM, or the key is another certificate's; names
+                the flag.
+        """
+        if (self.cert is None) != (self.key is None):
+            given, lacking = ("cert", "key") if self.key is None else ("key", "cert")
+            raise InvalidRequest(
+                f"needs {self.prefix}-{lacking} as well",
+                field=f"{self.prefix}-{given}",
+                value=str(getattr(self, given)),
+                remedy="Name both files.",
+            )
+        cert = key = ca = None
+        if self.cert is not None and self.key is not None:
+            cert = _read(self.cert, f"{self.prefix}-cert")
+            key = _read(self.key, f"{self.prefix}-key")
+            self._check_pair(self.cert, self.key)
+        if self.ca is not None:
+            ca = _read(self.ca, self.ca_flag)
+            _check_roots(ca, self.ca, self.ca_flag)
+        return Pem(cert, key, ca)
+
+    def _check_pair(self, cert: Path, key: Path) -> None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                cert, key, password=_no_password
+            )
+        except (ssl.SSLError, OSError, ValueError) as e:
+            reason = getattr(e, "reason", None) or str(e)
+            if reason == "KEY_VALUES_MISMATCH":
+                message, remedy = (
+                    f"is not the key of the certificate in {cert}",
+                    "Name the key that the certificate was made for.",
+                )
+            else:
+                message, remedy = (
+                    f"cannot be used with the certificate in {cert} ({reason})",
+                    "Both must be PEM, the key not encrypted.",
+                )
+            raise InvalidRequest(
+                message, field=f"{self.prefix}-key", value=str(key), remedy=remedy
+            ) from e
+
+
+@dataclass(frozen=True)
+class Pem:
+    """What the files hold."""
+
+    cert: bytes | None
+    key: bytes | None
+    ca: bytes | None
+
+
+def server_credentials(watched: WatchedFiles[Pem]) -> Any:
+    """grpc.ServerCredentials that show each new connection the latest certificate."""
+
+    def latest() -> Any:
+        pem = watched.value
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], pem.ca)
+
+    return grpc.dynamic_ssl_server_credentials(
+        latest(), latest, require_client_authentication=watched.value.ca is not None
+    )
+
+
+def channel_credentials(pem: Pem) -> Any:
+    """grpc.ChannelCredentials; roots that are None are those that gRPC brings."""
+    return grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+
+
+def _read(path: Path, flag: str) -> bytes:
+    return read_file(path, flag, "Name a PEM file that the server may read.")
+
+
+def _check_roots(pem: bytes, path: Path, flag: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
+    except (ssl.SSLError, ValueError) as e:
+        raise InvalidRequest(
+            "holds no certificates in PEM",
+            field=flag,
+            value=str(path),
+            remedy="Name the file with the certificates of the authority.",
+        ) from e
+
+
+def _no_password() -> bytes:
+    """Asked for where a key is encrypted; without it a terminal would be asked."""
+    raise ValueError("the key is encrypted")
