@@ -119,7 +119,11 @@ def test_a_server_that_is_away_is_asked_three_times(told: Told) -> None:
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [("INTERNAL", SerendipError), ("DEADLINE_EXCEEDED", DeadlineSpent), ("ABORTED", SerendipError)],
+    [
+        ("INTERNAL", SerendipError),
+        ("DEADLINE_EXCEEDED", DeadlineSpent),
+        ("CANCELLED", SerendipError),
+    ],
 )
 def test_nothing_else_is_asked_again(told: Told, code: str, kind: type[SerendipError]) -> None:
     error, came = told(*[(grpc.StatusCode[code], "1")] * 3)
