@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
+from certificates import Authority
 from running import in_thread
 from serendip_client import SerendipClient
 from serendip_client.retries import SERVICE_CONFIG
 from toy_tiers import Tiers
 
 from serendip.serving.server import ServerOptions
+from serendip.serving.tls import TlsFiles
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> tuple[bytes, bytes]:
-    """(private key, certificate) of localhost, signed by itself; ca.pem is the certificate."""
-    made = subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-keyout", "key.pem", "-out", "ca.pem", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stderr.decode()
-    return (tmp_path / "key.pem").read_bytes(), (tmp_path / "ca.pem").read_bytes()
-
-
-@pytest.fixture
-def addresses(certificate: tuple[bytes, bytes]) -> Iterator[dict[str, str]]:
-    """What the page's addresses become."""
+def addresses(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What the page's addresses become; the authority's certificate is ca.pem in the folder."""
     tiers = Tiers()
-    credentials = grpc.ssl_server_credentials([certificate])
+    authority = Authority.make(tmp_path)
+    tls = TlsFiles(*authority.certify("server"))
     with (
         in_thread(tiers.planner_services) as planner,
         in_thread(tiers.retriever_services) as retriever,
-        in_thread(
-            Tiers().planner_services, ServerOptions(host="localhost", credentials=credentials)
-        ) as safe,
+        in_thread(Tiers().planner_services, ServerOptions(host="localhost", tls=tls)) as safe,
     ):
         yield {
             "127.0.0.1:50051": planner.address,
