@@ -249,6 +249,12 @@ PLANNER = (
         stacked=True,
     ),
     Panel(
+        "Recommend: seconds of its parts",
+        "Planning, and the retriever's answer as the planner server sees it, within Recommend.",
+        units.Seconds,
+        _quantiles("serendip_recommend_seconds", ("part",)),
+    ),
+    Panel(
         "Live: wait for a batch",
         "From a row's arrival at the live queue to its batch.",
         units.Seconds,
