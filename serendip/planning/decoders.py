@@ -32,15 +32,19 @@ class Patience:
     """What a pool bears from one item.
 
     Attributes:
-        seconds: that its decoding may take.
+        seconds: that its decoding may take, of a process that has begun.
+        cpu_seconds: that its decoding may work for.
         deaths: of processes that have it in hand; one may be somebody else's doing.
     """
 
     seconds: float = 120.0
+    cpu_seconds: float = 120.0
     deaths: int = 3
 
 
 PATIENCE = Patience()
+_BEGINS_S = 120.0
+_BEGUN = "begun"
 
 # A server process forks the others: what it has imported they need not import again.
 processes = multiprocessing.get_context("forkserver")
@@ -93,7 +97,7 @@ class Decoders:
         return [found[at] for at in range(len(items))]
 
     def _hand(self) -> _Hand:
-        return _Hand(self._style, self._frames, self._load_one, self._patience.seconds)
+        return _Hand(self._style, self._frames, self._load_one, self._patience)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -115,12 +119,13 @@ class Decoders:
 class _Hand:
     """One process, and which item it has in hand."""
 
-    def __init__(self, style: Style, frames: int, load: Load, patience_s: float) -> None:
+    def __init__(self, style: Style, frames: int, load: Load, patience: Patience) -> None:
         self.at: int | None = None
-        self._patience_s = patience_s
+        self._patience = patience
+        self._begun = False
         self.connection, theirs = processes.Pipe()
         self._process = processes.Process(
-            target=_decode, args=(theirs, style, frames, load, patience_s)
+            target=_decode, args=(theirs, style, frames, load, patience)
         )
         self._process.start()
         theirs.close()
@@ -128,7 +133,8 @@ class _Hand:
     def give(self, at: int, item: Source) -> None:
         """Puts an item into its hand."""
         self.at = at
-        self._until = time.monotonic() + self._patience_s
+        bears_s = self._patience.seconds if self._begun else _BEGINS_S
+        self._until = time.monotonic() + bears_s
         with contextlib.suppress(OSError):  # it has died, as ``ended`` will say
             self.connection.send(item)
 
@@ -136,8 +142,11 @@ class _Hand:
         """Its answer, if there is one."""
         try:
             if self.connection.poll():
-                answer: Loaded = self.connection.recv()
-                return answer
+                answer: Loaded | str = self.connection.recv()
+                if not isinstance(answer, str):
+                    return answer
+                self._begun = True
+                self._until = time.monotonic() + self._patience.seconds
         except (EOFError, OSError):
             self._process.join()
         return None
@@ -148,7 +157,7 @@ class _Hand:
             if time.monotonic() < self._until:
                 return None
             self.close()
-            return f"took longer than {self._patience_s:.0f} s"
+            return f"took longer than {self._patience.seconds:.0f} s"
         code = self._process.exitcode or 0
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
@@ -164,10 +173,12 @@ def _unsure(item: Source, what: str) -> UnsureError:
 
 
 def _decode(
-    connection: Connection, style: Style, frames: int, load: Load, patience_s: float
+    connection: Connection, style: Style, frames: int, load: Load, patience: Patience
 ) -> None:
     """The child: items in, contents or errors out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        connection.send(_BEGUN)
     while True:
         try:
             item: Source = connection.recv()
@@ -175,7 +186,8 @@ def _decode(
             return
         answer: Loaded
         # Whoever should end a process that hangs may be gone.
-        signal.alarm(int(patience_s) + 10)
+        signal.alarm(int(patience.seconds) + 10)
+        signal.setitimer(signal.ITIMER_PROF, patience.cpu_seconds)  # ends it: SIGPROF
         try:
             answer = load(item, style, frames)
         except MediaError as e:
@@ -183,6 +195,7 @@ def _decode(
         except Exception as e:  # one item's trouble is not the job's
             answer = _unsure(item, f"cannot be decoded ({type(e).__name__}: {e})")
         signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         try:
             connection.send(answer)
         except OSError:

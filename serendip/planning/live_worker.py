@@ -38,7 +38,7 @@ from serendip.planning.workers import Setup, WorkerGoneError, work
 from serendip.progress import Seconds, timed
 
 # Somebody waits for it, and for whatever is in a batch with it.
-_PATIENCE = Patience(seconds=5.0, deaths=2)
+_PATIENCE = Patience(seconds=20.0, cpu_seconds=5.0, deaths=2)
 _STUCK_S = 300.0  # for a batch, after which a worker is taken for one that hangs
 _OPENS_S = 300.0
 _RENEWS_S = 2.0  # that a batch waits for another worker to be begun
@@ -106,6 +106,8 @@ class LiveWorker:
         os.nice(_NICER)
         torch.set_num_threads(setup.threads)
         self._style = STYLES[setup.style]
+        # One that dies is replaced by a fork.
+        processes.set_forkserver_preload(["serendip.planning.decoders"])
         self._decoders = Decoders(
             setup.plans.decoders, self._style, setup.frames, setup.load, _PATIENCE
         )
