@@ -197,8 +197,8 @@ class LivePlanner:
         while True:
             try:
                 return (await self._batcher.submit(query, deadline)).plan
-            except DeadlineSpent:
-                # Dropped with the one who asked first; another may have come who has more time.
+            except (DeadlineSpent, Overloaded):
+                # For the one who asked first; another may have come who has more time.
                 later = run.deadline
                 if deadline is None or (later is not None and later <= deadline):
                     raise

@@ -19,7 +19,6 @@ from PIL import Image
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Item
-from serendip.planning.embedded import build_embedded
 from serendip.planning.prompt import Content, Source, Style, Upload, load_content
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.workers import Setup
@@ -31,6 +30,8 @@ SEARCH = PlansConfig(max_reasoning_tokens=2)
 
 def publish(root: Path) -> tuple[Artifacts, ClusterTree, Artifact]:
     """A tree and a planner of it, whose checkpoint is whole."""
+    from serendip.planning.embedded import build_embedded  # loads torch, as no decoder should
+
     artifacts = Artifacts(root)
     tree = parts.publish_tree(artifacts)
     nodes = tree.nodes.at_level(parts.LEVEL)

@@ -55,8 +55,13 @@ def live(small_world, tmp_path_factory):
     assert server.stop() == 0
 
 
-def test_who_only_looks_plans_up_loads_no_model_library(look_up):
-    assert "libtorch" not in Path(f"/proc/{look_up.process.pid}/maps").read_text()
+def test_who_serves_loads_no_model_library(look_up, live, stored, tree):
+    with SerendipClient(live.address, timeout_s=60) as client:
+        (row,) = client.plan([stored], exclude_node_ids=list(tree.nodes.at_level(4))[:60])
+    assert row.source is PlanSource.LIVE
+    for server in (look_up, live):
+        mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert not [name for name in ("libtorch", "libonnxruntime") if name in mapped]
 
 
 @pytest.fixture
