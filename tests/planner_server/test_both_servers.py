@@ -32,6 +32,7 @@ from PIL import Image
 from serendip_client import RecommendQuery, SerendipClient
 from typer.testing import CliRunner
 
+from serendip.catalog.items import read_items
 from serendip.catalog.logs import read_interactions
 from serendip.cli import app as cli
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
