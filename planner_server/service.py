@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
