@@ -45,7 +45,6 @@ from serving.load import Load, Ran
 WORKER_CORE = servers.LOAD_CORE  # the load stands beside the server
 BATCHES = (8, 16, 32, 64)
 IN_FLIGHT = 64
-ITEMS = 256
 _PLANS = 10_000
 _RATE = 200  # look-ups a second
 
@@ -56,9 +55,10 @@ class Plan:
 
     rounds: int
     seconds: float
+    items: int
 
 
-FULL, QUICK = Plan(6, 5.0), Plan(2, 1.5)
+FULL, QUICK = Plan(6, 5.0, 256), Plan(2, 1.0, 96)
 
 
 @dataclass
@@ -87,7 +87,7 @@ def measure(quick: bool) -> Found:
     release(artifacts)
     found = Found()
     with (
-        engine(artifacts.root, config.data_path) as ask_engine,
+        engine(artifacts.root, config.data_path, plan.items) as ask_engine,
         servers.running([kind(artifacts.root)]) as (server,),
     ):
         pin(server, WORKER_CORE)
@@ -95,7 +95,7 @@ def measure(quick: bool) -> Found:
             planner_pb2.PlanContentRequest(
                 title=u.title, text=u.text, thumbnail=u.thumbnail, video=u.video, k=8
             )
-            for u in uploads(config.data_path)
+            for u in uploads(config.data_path, plan.items)
         ]
         body = planner_pb2.PlanRequest(context_item_ids=[item_id(1)], k=8).SerializeToString()
         at = Load(4, 25, _RATE)
@@ -149,14 +149,14 @@ def release(artifacts: Artifacts) -> None:
             draft.facts["tree_version"] = tree
 
 
-def uploads(data: Path) -> list[Upload]:
+def uploads(data: Path, count: int) -> list[Upload]:
     """Contents with pictures, as a request brings them."""
     found = []
     for item in read_items(data):
         if isinstance(item.thumbnail, Path) and item.video is not None:
             media = item.thumbnail.read_bytes(), item.video.read_bytes()
             found.append(Upload(item.title, item.text, media[0], (), media[1]))
-    return found[:ITEMS]
+    return found[:count]
 
 
 # --- the server ----------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def mean_rows(page: str) -> float:
 
 
 @contextlib.contextmanager
-def engine(root: Path, data: Path) -> Iterator[Any]:
+def engine(root: Path, data: Path, items: int) -> Iterator[Any]:
     """A process on WORKER_CORE that plans all contents once whenever it is asked."""
     command = [
         sys.executable,
@@ -267,7 +267,7 @@ def engine(root: Path, data: Path) -> Iterator[Any]:
         process.wait()
 
 
-def run_engine(root: Path, data: Path) -> None:
+def run_engine(root: Path, data: Path, items: int) -> None:
     """Answers every line with items a second by batch size, as JSON."""
     import torch
 
@@ -281,7 +281,7 @@ def run_engine(root: Path, data: Path) -> None:
         PlansConfig.model_validate(artifacts.current("plans").config["plans"]),
     )
     style, frames = STYLES[planner.config.style], planner.config.frames
-    contents = uploads(data)
+    contents = uploads(data, items)
     for _ in sys.stdin:
         rates = {}
         for batch in BATCHES:
@@ -294,4 +294,4 @@ def run_engine(root: Path, data: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_engine(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_engine(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
