@@ -55,12 +55,15 @@ def main(
         ),
     ] = None,
     live: Annotated[
-        bool, typer.Option(help="Plan live what the store does not have; models of each worker's.")
+        bool, typer.Option(help="Plan live what the store does not have; each worker by itself.")
     ] = True,
     live_workers: Annotated[
         int,
         typer.Option(
-            min=1, max=256, help="Processes that plan live, a model each.", rich_help_panel=_LIVE
+            min=1,
+            max=256,
+            help="Processes that plan live, a model each; of each worker.",
+            rich_help_panel=_LIVE,
         ),
     ] = 1,
     live_runtime: Annotated[
