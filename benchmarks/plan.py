@@ -27,23 +27,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from common import planning_world
 from common.timing import Times, interleaved, shown
 from peers.hf_generate import Dicts, generate_descriptions, trie_without
 from rich.table import Table
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
-from serendip.catalog.synth import synthesise
 from serendip.config import Config
-from serendip.curation.curate import publish_pairs, read_pairs
+from serendip.curation.curate import read_pairs
 from serendip.planning.bulk import publish_plans
 from serendip.planning.decode import decode
-from serendip.planning.finetune import publish_planner
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import ANSWER, STYLES, Content, load_content
 from serendip.planning.search import Search
 from serendip.progress import console
-from serendip.tree.build import publish_tree
 from serendip.tree.cluster_tree import ClusterTree
 
 BEAMS, CLUSTERS, BATCH = 12, 8, 32
@@ -55,15 +53,11 @@ def main() -> None:
     """Measures both, and prints tables and one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path("artifacts/bench-plan"))
+    parser.add_argument("--folder", type=Path, default=planning_world.FOLDER)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = configure(options.folder / ("quick" if options.quick else "full"), options.quick)
-    artifacts = Artifacts(config.artifacts_path)
-    if not config.data_path.exists():
-        synthesise(config)
-    for stage in (publish_tree, publish_pairs, publish_planner):
-        stage(config, artifacts)
+    config = planning_world.configure(options.folder, options.quick)
+    artifacts = planning_world.make(config)
     seconds, agreement = measure_models(
         config, artifacts, items=64 if options.quick else 256, repetitions=2 if options.quick else 5
     )
@@ -98,20 +92,6 @@ def main() -> None:
         json.dumps(
             {"bench": "plan", "conditions": conditions, "figures": figures, "ratios": ratios}
         )
-    )
-
-
-def configure(folder: Path, quick: bool) -> Config:
-    """The tiny world with more items; ``quick``: fewer, and a planner of a few steps."""
-    synth = {"items_per_topic": 8, "interactions": 30_000, "users": 300, "captions": 200}
-    planner = {"pretrain_steps": 4, "steps": 4, "log_every": 2, "batch_size": 8}
-    return Config.model_validate(
-        {
-            "data_dir": str(folder / "data"),
-            "artifacts_dir": str(folder / "artifacts"),
-            "synth": synth if quick else {"items_per_topic": 120},
-            "planner": planner if quick else {},
-        }
     )
 
 

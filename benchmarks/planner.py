@@ -1,12 +1,13 @@
-"""./build.sh bench planner [--quick]: what a plan look-up costs, beside what gRPC itself costs.
+"""./build.sh bench planner [--quick] [--live-only]: what a plan costs, looked up or made live.
 
 The planner server, plans in LMDB, no model, metrics on; and a bare grpc.aio that answers the same
 requests with the same bytes and looks nothing up. Both on one core, h2load on the other; they take
 turns. 1, 16 and 256 items a call. A run is void unless the server counted as many OK answers as
 h2load counted answers; the bytes that the echo answers with are the server's own, compared with
 the store's plans first. Redis GET through redis-py, one connection over a Unix socket, takes its
-turn as well: a client in Python that waits for each answer. Last, what Recommend adds to its two
-parts (serving/recommend_parts.py).
+turn as well: a client in Python that waits for each answer. Then what Recommend adds to its two
+parts (serving/recommend_parts.py); last, live planning through the server against the engine in
+process, and look-ups beside it (serving/live_load.py).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from common.timing import Times, shown
 from peers.stores import RedisServer
 from rich.console import Console
 from rich.table import Table
-from serving import load, recommend_parts, servers
+from serving import live_load, load, recommend_parts, servers
 from serving.load import MANY, ONE, Load, Ran
 from serving.plans_material import ROOT, make, request
 
@@ -64,18 +65,29 @@ def main() -> None:
     """Measures, and prints a table and one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--live-only", action="store_true")
     options = parser.parse_args()
     if load.missing():
         parser.exit(2, f"bench planner: {load.HOW_TO_INSTALL}\n")
     plan = QUICK if options.quick else FULL
+    runs: Runs = {}
+    gets: list[Times] = []
+    parts: Mapping[str, Mapping[str, float]] = {}
+    if not options.live_only:
+        runs, gets = look_ups(plan)
+        parts = recommend_parts.figures(options.quick)
+    report(options.quick, plan, runs, gets, parts, live_load.measure(options.quick))
+
+
+def look_ups(plan: Plan) -> tuple[Runs, list[Times]]:
+    """Runs by (server, items a call, load), and seconds of each Redis GET by round."""
     artifacts = make()
     release = artifacts.current("release")
     store = LmdbStore(artifacts.open("plans", release.inputs["plans"]).file(FILE))
     with tempfile.TemporaryDirectory() as folder, servers.running([ours()]) as (server,):
         answers(server, store, Path(folder))
         with servers.running([echo(Path(folder))]) as (peer,):
-            runs, gets = measure(plan, server, peer, store)
-    report(options.quick, plan, runs, gets, recommend_parts.figures(options.quick))
+            return measure(plan, server, peer, store)
 
 
 def ours() -> servers.Kind:
@@ -150,9 +162,14 @@ def redis_gets(client: Any, picked: list[str], count: int) -> Times:
 
 
 def report(
-    quick: bool, plan: Plan, runs: Runs, gets: list[Times], parts: Mapping[str, Mapping[str, float]]
+    quick: bool,
+    plan: Plan,
+    runs: Runs,
+    gets: list[Times],
+    parts: Mapping[str, Mapping[str, float]],
+    live: live_load.Found,
 ) -> None:
-    """Prints the table and the JSON object."""
+    """Prints the tables and the JSON object."""
     table = Table(
         "items a call", "load", "server", "calls/s", "plans/s", "p50 ms", "p99 ms", "CPU us a call"
     )
@@ -178,18 +195,28 @@ def report(
             slow = np.array([b.p99_ms for b in bare])
             ratios[f"{items} a call, {at}: rate of echo's"] = float(np.median(rates / rate))
             ratios[f"{items} a call, {at}: p99 over echo's"] = float(np.median(p99 / slow))
-    p50, p99 = (np.array([np.percentile(took, q) for took in gets]) * 1e3 for q in (50, 99))
-    rate = np.array([1 / took.mean() for took in gets])
-    table.add_row("1", "c=1", "Redis GET, redis-py", *(shown(v, 1) for v in (rate, rate, p50, p99)))
-    figures["redis"] = {"calls_per_s": float(np.median(rate)), "p50_ms": float(np.median(p50))}
-    wide.print(table)
+    if gets:
+        p50, p99 = (np.array([np.percentile(took, q) for took in gets]) * 1e3 for q in (50, 99))
+        rate = np.array([1 / took.mean() for took in gets])
+        cells = (shown(v, 1) for v in (rate, rate, p50, p99))
+        table.add_row("1", "c=1", "Redis GET, redis-py", *cells)
+        figures["redis"] = {"calls_per_s": float(np.median(rate)), "p50_ms": float(np.median(p50))}
+        wide.print(table)
     figures["recommend"] = parts
     for way, found in parts.items():
         ratios[f"Recommend over its parts, {way}"] = found["over_parts"]
+    report_live(live, figures, ratios)
     conditions = {
         "quick": quick,
         "rounds": plan.rounds - 1,
         "seconds": plan.seconds,
+        "live": {
+            "simulated": True,
+            "server_and_load_core": servers.SERVER_CORE,
+            "live_worker_and_engine_core": live_load.WORKER_CORE,
+            "rounds": len(live.live),
+            "in_flight": live_load.IN_FLIGHT,
+        },
         "plans": "made up, real encoding, 564 bytes; 100,000 in LMDB; each call repeats one body",
         "server_core": servers.SERVER_CORE,
         "load_core": servers.LOAD_CORE,
@@ -202,6 +229,38 @@ def report(
         json.dumps(
             {"bench": "planner", "conditions": conditions, "figures": figures, "ratios": ratios}
         )
+    )
+
+
+def report_live(live: live_load.Found, figures: dict[str, Any], ratios: dict[str, float]) -> None:
+    """Adds what live planning came to, and prints its tables."""
+    engine = {batch: np.array(rates) for batch, rates in live.engine.items()}
+    best = max(engine, key=lambda batch: float(np.median(engine[batch])))
+    served = np.array(live.live)
+    table = Table("from media to 8 clusters", "items/s", "of the engine's best")
+    for batch, rates in engine.items():
+        table.add_row(
+            f"engine in process, {batch} a batch", shown(rates, 1), shown(rates / engine[best], 1)
+        )
+    name = f"PlanContent, {live_load.IN_FLIGHT} in flight, {live.rows:.1f} rows a batch"
+    table.add_row(name, shown(served, 1), shown(served / engine[best], 1))
+    wide.print(table)
+    figures["live"] = {f"engine_{b}_items_per_s": float(np.median(r)) for b, r in engine.items()}
+    figures["live"] |= {"items_per_s": float(np.median(served)), "rows_a_batch": live.rows}
+    ratios["live_of_engine"] = float(np.median(served / engine[best]))
+    table = Table("look-ups, 1 a call, at a fixed rate", "p50 ms", "p99 ms")
+    slow = {}
+    for beside, of in (("nothing", live.idle), ("live planning", live.busy)):
+        p50, slow[beside] = (
+            np.array([getattr(ran, what) for ran in of]) for what in ("p50_ms", "p99_ms")
+        )
+        table.add_row(f"beside {beside}", shown(p50, 1), shown(slow[beside], 1))
+        figures["live"][f"lookup_p99_ms_beside_{beside.replace(' ', '_')}"] = float(
+            np.median(slow[beside])
+        )
+    wide.print(table)
+    ratios["lookup_p99_beside_live_over_idle"] = float(
+        np.median(slow["live planning"]) / np.median(slow["nothing"])
     )
 
 

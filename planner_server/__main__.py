@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 _RETRIEVER = "How the retriever is called"
+_LIVE = "How plans are made live"
 
 
 @app.command()
@@ -54,7 +55,36 @@ def main(
         ),
     ] = None,
     live: Annotated[
-        bool, typer.Option(help="Plan live what the store does not have; a model a worker.")
+        bool, typer.Option(help="Plan live what the store does not have; each worker by itself.")
+    ] = True,
+    live_workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Processes that plan live, a model each; of each worker.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = 1,
+    live_runtime: Annotated[
+        Literal["auto", "onnx", "torch"],
+        typer.Option(
+            help="Of the live model; auto: ONNX Runtime where it has been exported.",
+            rich_help_panel=_LIVE,
+        ),
+    ] = "auto",
+    live_threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of each live model; unset: as it was trained with.", rich_help_panel=_LIVE
+        ),
+    ] = None,
+    live_store: Annotated[
+        bool,
+        typer.Option(
+            help="Keep live plans for later calls and the next serendip plan.",
+            rich_help_panel=_LIVE,
+        ),
     ] = True,
     redis: Annotated[
         str, typer.Option(help="URL of the Redis to look plans up in, in place of the file.")
@@ -69,6 +99,7 @@ def main(
     async def serve(options: ServerOptions, turns: int | None) -> None:
         from planner_server.app import run
         from planner_server.loading import Source
+        from planner_server.release import LiveOptions
         from serendip.serving.tls import TlsFiles
         from serendip.serving.upstream import Upstream
 
@@ -80,7 +111,8 @@ def main(
             ca_flag="--retriever-tls-ca",
         )
         upstream = Upstream(retriever, tls, retriever_token_file)
-        source = Source(artifacts, catalogue, live, redis)
+        how = LiveOptions(live_workers, live_runtime, live_threads, live_store) if live else None
+        source = Source(artifacts, catalogue, how, redis)
         await run(source, upstream, server.poll_s, options, turns)
 
     raise typer.Exit(run_server("planner_server", server, serve))

@@ -10,6 +10,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from planner_server.live import LivePlanner
+from planner_server.live_metrics import LiveMetrics
 from planner_server.loading import Loader, Source
 from planner_server.recommend import CHANNEL, RecommenderService
 from planner_server.release import Serving
@@ -26,15 +27,21 @@ _LOOK_S = 0.2
 
 @contextlib.asynccontextmanager
 async def servicers(
-    serving: Serving, retriever: OpenUpstream | None, registry: CollectorRegistry | None = None
+    serving: Serving,
+    retriever: OpenUpstream | None,
+    registry: CollectorRegistry | None = None,
+    *,
+    request_bytes: int = ServerOptions.max_request_bytes,
 ) -> AsyncIterator[tuple[PlannerService, RecommenderService | None]]:
     """The servicers over an opened release; closes what they hold at the end.
 
     Args:
         retriever: None: no Recommend.
         registry: takes their metrics; a new one if None.
+        request_bytes: what the front takes.
     """
-    planner = PlannerService(serving, registry)
+    recommends = retriever is not None
+    planner = PlannerService(serving, registry, recommends=recommends, request_bytes=request_bytes)
     del serving  # only the service holds it: a name here would hold it after it is swapped out
     try:
         if retriever is None:
@@ -72,12 +79,22 @@ async def run(
     """
     registry = CollectorRegistry()
     retriever = upstream.open(registry)
-    loader = Loader(source, retriever, Turns(turns))
+    metrics = None if source.live is None else LiveMetrics(registry)
+    loader = Loader(source, retriever, Turns(turns), metrics)
     current = partial(Artifacts(source.artifacts).current_version, "release")
     followers: list[Follower[Serving]] = []
-    retiring: set[asyncio.Task[None]] = set()
+    retiring: dict[asyncio.Task[None], LivePlanner] = {}
+    opened = source.open(metrics=metrics)
+    served = servicers(opened, retriever, registry, request_bytes=options.max_request_bytes)
+    async with served as (planner, recommender):
+        del opened  # or it would be held after it is swapped out
 
-    async with servicers(source.open(), retriever, registry) as (planner, recommender):
+        def waiting() -> int:
+            live = planner.serving.live
+            return 0 if live is None else live.waiting
+
+        if metrics is not None:
+            metrics.batch.watch(waiting)
 
         def on_ready(running: Running) -> None:
             def swap(new: Serving) -> None:
@@ -86,8 +103,8 @@ async def run(
                 show_versions(running, new)
                 if live is not None:
                     task = asyncio.create_task(_retire(live))
-                    retiring.add(task)
-                    task.add_done_callback(retiring.discard)
+                    retiring[task] = live
+                    task.add_done_callback(retiring.pop)
 
             show_versions(running, planner.serving)
             follower = Follower(
@@ -108,8 +125,9 @@ async def run(
             loader.close()
             for follower in followers:
                 follower.close()
-            for task in retiring:
+            for task, live in [*retiring.items()]:
                 task.cancel()
+                await live.close()
 
 
 async def _retire(live: LivePlanner) -> None:

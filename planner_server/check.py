@@ -5,6 +5,7 @@ In a process of its own, at the lowest priority: see ``serendip.serving.follow.C
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 
@@ -16,10 +17,12 @@ def main(version: str, source: str) -> int:
     from serendip.core import SerendipError
 
     try:
-        Source.decode(source).open(version)
+        serving = Source.decode(source).open(version)
     except SerendipError as e:
         print(e, file=sys.stderr)
         return 2
+    if serving.live is not None:
+        asyncio.run(serving.live.close())
     return 0
 
 

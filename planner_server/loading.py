@@ -6,13 +6,14 @@ Knows no servicer.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from planner_server.release import Serving, open_release
+from planner_server.live_metrics import LiveMetrics
+from planner_server.release import LiveOptions, Serving, open_release
 from serendip.artifacts import Artifacts
 from serendip.serving.follow import Check, NotYet
 from serendip.serving.turns import Turns
@@ -28,28 +29,38 @@ class Source:
 
     Attributes:
         catalogue: the data folder whose media live plans may read; None: there is none.
-        live: whether the model is opened.
+        live: how plans are made live; None: they are not.
         redis: URL of the Redis that has the release's plans; empty: the artefact's file is read.
     """
 
     artifacts: Path
     catalogue: Path | None = None
-    live: bool = True
+    live: LiveOptions | None = field(default_factory=LiveOptions)
     redis: str = ""
 
-    def open(self, version: str | None = None, *, verify: bool = True) -> Serving:
-        """Opens a release, the current one by default, and warms it up. Raises SerendipError."""
-        serving = open_release(
+    def open(
+        self,
+        version: str | None = None,
+        *,
+        verify: bool = True,
+        metrics: LiveMetrics | None = None,
+    ) -> Serving:
+        """Opens a release, the current one by default. Raises SerendipError."""
+        return open_release(
             Artifacts(self.artifacts),
             self.catalogue,
             version,
             live=self.live,
             redis=self.redis,
             verify=verify,
+            metrics=metrics,
         )
-        if serving.live is not None:
-            serving.live.warm()
-        return serving
+
+    def to_check(self) -> Source:
+        """The same with what it takes to say whether a release can be opened, and no more."""
+        if self.live is None:
+            return self
+        return replace(self, live=replace(self.live, workers=1, keeps=False))
 
     def encode(self) -> str:
         """As text, for a command line."""
@@ -59,11 +70,11 @@ class Source:
     def decode(cls, text: str) -> Source:
         """Reads what ``encode`` wrote."""
         said: dict[str, Any] = json.loads(text)
-        catalogue = said["catalogue"]
+        catalogue, live = said["catalogue"], said["live"]
         return cls(
             Path(said["artifacts"]),
             None if catalogue is None else Path(catalogue),
-            said["live"],
+            None if live is None else LiveOptions(**live),
             said["redis"],
         )
 
@@ -74,6 +85,7 @@ class Loader:
     Args:
         retriever: the one that Recommend asks; None: none. A tree that it does not have is not
             served yet.
+        metrics: told what live planning does.
     """
 
     def __init__(
@@ -81,9 +93,10 @@ class Loader:
         source: Source,
         retriever: OpenUpstream | None = None,
         turns: Turns | None = None,
+        metrics: LiveMetrics | None = None,
     ) -> None:
-        self._source = source
-        self._check = Check("planner_server.check", source.artifacts, source.encode())
+        self._source, self._metrics = source, metrics
+        self._check = Check("planner_server.check", source.artifacts, source.to_check().encode())
         self._retriever = retriever
         self._turns = turns if turns is not None else Turns()
 
@@ -102,7 +115,8 @@ class Loader:
         if self._retriever is not None and tree != serving.versions.tree_version:
             await_tree(self._retriever, tree)
         with self._turns.take():
-            return self._source.open(version, verify=False)  # checked, and what is published stays
+            # It was checked, and what is published stays.
+            return self._source.open(version, verify=False, metrics=self._metrics)
 
     def close(self) -> None:
         """Gives up what is being checked."""

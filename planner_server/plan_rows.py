@@ -1,7 +1,9 @@
 """The rows of a Plan call: from the store, else live, else the fallback, cut to what is wanted.
 
     store ──has it──> options ──k are left──> as it lies, or cut
-      │ lacks it        │ too few are left
+      │ lacks it      ↑ │ too few are left
+      ├──> kept live ─┘ │
+      │ nor there       │
       └──────> live <───┘
                  │ no media, no time, no model
                  └──> what was left of the stored plan, else the fallback, else NOT_FOUND
@@ -17,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner_server.encode import encode_stored, head_of_stored
-from planner_server.live import LiveQuery
 from planner_server.plan_metrics import PlanMetrics
 from planner_server.release import Serving
 from serendip.core import (
@@ -25,10 +26,10 @@ from serendip.core import (
     Constraint,
     CorruptArtifact,
     NotFound,
-    Plan,
     PlanSource,
     SerendipError,
 )
+from serendip.planning.live_worker import Query
 from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import plan_message, planned_at_s
 from serendip.serving.errors import OK_STATUS, status_of
@@ -183,12 +184,14 @@ class PlanRows:
     ) -> bytes:
         """The row of an item, ``data`` being its stored plan."""
         try:
-            stored = None if data is None else plan_message(data)
+            own = self._serving.tree.node_of(item_id, self._serving.level)
+            kept = await self._kept(item_id, own) if data is None else None
+            found = data if kept is None else kept
+            stored = None if found is None else plan_message(found)
             if stored is not None and not (
                 wanted.lacks(stored) and self._may_live(item_id, deadline)
             ):
-                return self._left_of(stored, wanted)
-            own = self._serving.tree.node_of(item_id, self._serving.level)
+                return self._left_of(stored, wanted, kept=kept is not None)
             try:
                 live = await self._live(item_id, own, wanted, deadline)
             except SerendipError:  # no time, no media, nothing left to plan
@@ -196,9 +199,9 @@ class PlanRows:
                     raise
                 live = None
             if live is not None:
-                return self._row(plan_to_proto(live), PlanSource.LIVE, wanted)
+                return self._row(plan_message(live), PlanSource.LIVE, wanted)
             if stored is not None:
-                return self._left_of(stored, wanted)
+                return self._left_of(stored, wanted, kept=kept is not None)
             if own is None:
                 raise NotFound(
                     "neither the plans nor the tree have it",
@@ -212,14 +215,23 @@ class PlanRows:
             self._metrics.row(None)
             return _failed(e)
 
-    def _left_of(self, stored: planner_pb2.Plan, wanted: Wanted) -> bytes:
+    def _left_of(self, stored: planner_pb2.Plan, wanted: Wanted, *, kept: bool) -> bytes:
         """A stored plan's row; the fallback's where constraint and exclusions leave none of it."""
         if not any(map(wanted.may_have, stored.clusters)) and stored.HasField("own_node_id"):
             item_id, own = stored.context_item_id, stored.own_node_id
             fallback = plan_to_proto(self._serving.fallback(item_id, own))
             if any(map(wanted.may_have, fallback.clusters)):
                 return self._row(fallback, PlanSource.FALLBACK, wanted)
-        return self._row(stored, PlanSource.STORE, wanted)
+        return self._row(stored, PlanSource.STORE, wanted, kept=kept)
+
+    async def _kept(self, item_id: str, own: int | None) -> bytes | None:
+        """The live plan of an earlier call, if its item is still what it was made of."""
+        live = self._serving.live
+        kept = None if live is None else live.kept
+        item = self._serving.items.get(item_id)
+        if kept is None or item is None or item_id not in kept:
+            return None
+        return await asyncio.to_thread(kept.get, item, own)  # it looks at the item's files
 
     def _may_live(self, item_id: str, deadline: float | None) -> bool:
         """Whether a live plan is worth a try: there is a model, the item's media, and time."""
@@ -230,8 +242,8 @@ class PlanRows:
 
     async def _live(
         self, item_id: str, own: int | None, wanted: Wanted, deadline: float | None
-    ) -> Plan | None:
-        """A live plan for what is wanted; None where there is no model, media or time for one.
+    ) -> bytes | None:
+        """A serialised live plan for what is wanted; None: there is no model, media or time.
 
         Raises:
             SerendipError: it was tried, and failed.
@@ -239,7 +251,7 @@ class PlanRows:
         serving = self._serving
         if serving.live is None or not self._may_live(item_id, deadline):
             return None
-        query = LiveQuery(
+        query = Query(
             serving.items[item_id],
             own,
             exclude=tuple(sorted(wanted.exclude)),
@@ -248,10 +260,13 @@ class PlanRows:
         # In time for the other rows to be answered, and for this one to have its second best.
         return await serving.live.plan(query, None if deadline is None else deadline - _TO_ANSWER_S)
 
-    def _row(self, plan: planner_pb2.Plan, source: PlanSource, wanted: Wanted) -> bytes:
+    def _row(
+        self, plan: planner_pb2.Plan, source: PlanSource, wanted: Wanted, *, kept: bool = False
+    ) -> bytes:
+        """A serialised PlanRow; a plan that was ``kept`` is of no plans artefact."""
         left_out = wanted.cut(plan, source)
         versions = self._serving.versions
-        if source is PlanSource.LIVE:
+        if source is PlanSource.LIVE or kept:
             versions = replace(versions, plans_version="")
         elif source is PlanSource.FALLBACK:
             versions = replace(versions, planner_version="")

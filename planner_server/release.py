@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pyarrow.parquet as pq
 
 from planner_server.live import LivePlanner
+from planner_server.live_metrics import LiveMetrics
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import read_items
 from serendip.config import PlannerConfig, PlansConfig
@@ -21,12 +24,33 @@ from serendip.core import (
     PlannedCluster,
     Versions,
 )
+from serendip.planning.kept_plans import KeptPlans
 from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import PlanStore
+from serendip.planning.prompt import load_content, load_inside
+from serendip.planning.rows import plans_made_of
 from serendip.planning.trie import DescriptionTrie
+from serendip.planning.workers import Setup
 from serendip.tree.cluster_tree import ClusterTree
 
 _PARTS = ("tree", "planner", "plans")
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """How plans are made live.
+
+    Attributes:
+        workers: processes, each with a model of its own.
+        runtime: of the model; "auto": ONNX Runtime where the planner has graphs, else torch.
+        threads: of each model; None: as the planner was trained with.
+        keeps: whether live plans are kept for later calls and the next bulk run.
+    """
+
+    workers: int = 1
+    runtime: Literal["auto", "onnx", "torch"] = "auto"
+    threads: int | None = None
+    keeps: bool = True
 
 
 class Fallbacks:
@@ -140,13 +164,15 @@ def open_release(
     catalogue: Path | None,
     version: str | None = None,
     *,
-    live: bool,
+    live: LiveOptions | None,
     redis: str = "",
     verify: bool = True,
+    metrics: LiveMetrics | None = None,
 ) -> Serving:
-    """Opens tree, plans and, if ``live``, the checkpoint of a release.
+    """Opens tree and plans of a release and, unless ``live`` is None, workers with its planner.
 
     Args:
+        metrics: told what live planning does.
         version: None: the current release.
         verify: whether files are compared with their hashes.
         catalogue: the data folder whose media live plans may read; None: they are made from
@@ -158,6 +184,7 @@ def open_release(
         NotReady: Redis cannot be reached.
         CorruptArtifact: a part is not what it says, or does not fit the others.
         InvalidData: the catalogue breaks its schema.
+        InvalidRequest: the planner has no graphs, and live.runtime wants them.
     """
     if version is None:
         release = artifacts.current("release")
@@ -180,6 +207,7 @@ def open_release(
     tree = ClusterTree.open(parts["tree"])
     trained = parts["planner"]
     level, level_gap = int(trained.config["level"]), int(trained.config["level_gap"])
+    items = {} if catalogue is None else {i.item_id: i for i in read_items(catalogue)}
     return Serving(
         version=release.version,
         versions=Versions(
@@ -195,8 +223,8 @@ def open_release(
         fallbacks=Fallbacks.open(
             parts["plans"].file("transitions.parquet"), tree, level, level_gap
         ),
-        live=_live(trained, tree, parts["plans"]) if live else None,
-        items={} if catalogue is None else {i.item_id: i for i in read_items(catalogue)},
+        live=_live(parts, tree, live, artifacts.root, catalogue, metrics) if live else None,
+        items=items,
     )
 
 
@@ -208,9 +236,31 @@ def _store(plans: Artifact, redis: str) -> PlanStore:
     return RedisStore(connect(redis), plans.version)
 
 
-def _live(trained: Artifact, tree: ClusterTree, plans: Artifact) -> LivePlanner:
-    from serendip.planning.planner import Planner  # loads torch
-
-    search = PlansConfig.model_validate(plans.config["plans"])
-    threads = PlannerConfig.model_validate(trained.config["planner"]).threads
-    return LivePlanner(Planner.open(trained, tree.nodes, search), threads=threads)
+def _live(
+    parts: Mapping[str, Artifact], tree: ClusterTree, options: LiveOptions, root: Path,
+    catalogue: Path | None, metrics: LiveMetrics | None,
+) -> LivePlanner:  # fmt: skip
+    planner = parts["planner"]
+    trained = PlannerConfig.model_validate(planner.config["planner"])
+    plans = PlansConfig.model_validate(parts["plans"].config["plans"])
+    metrics = metrics if metrics is not None else LiveMetrics()
+    setup = Setup(
+        replace(planner, path=planner.path.resolve()),
+        tree.nodes,
+        plans.model_copy(update={"runtime": options.runtime}),
+        options.threads or trained.threads,
+        trained.style,
+        trained.frames,
+        load_content if catalogue is None else partial(load_inside, catalogue.resolve()),
+    )
+    kept = None
+    if options.keeps:
+        kept = KeptPlans(
+            root,
+            planner.version,
+            plans_made_of(tree.version, planner, plans),
+            trained.text_chars,
+            on_kept=metrics.kept.inc,
+            on_failed=metrics.keep_failures.inc,
+        )
+    return LivePlanner(setup, workers=options.workers, metrics=metrics, kept=kept)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry
 
+from planner_server.content import read_content
 from planner_server.descriptions import Descriptions, ResolveMetrics, resolve, words_of
 from planner_server.encode import encode_response
-from planner_server.live import LivePlanner, LiveQuery
+from planner_server.limits import MAX_PAGE, MAX_TEXTS, limits
+from planner_server.live import LivePlanner
 from planner_server.plan_metrics import PlanMetrics
 from planner_server.plan_rows import PlanRows, Wanted
 from planner_server.recommend import RecommenderService
 from planner_server.release import Serving
-from serendip.catalog.media import decode_image
 from serendip.core import (
     InvalidRequest,
     NotReady,
@@ -31,16 +31,16 @@ from serendip.core import (
     check_length,
     check_range,
 )
-from serendip.planning.prompt import Content
+from serendip.planning.live_worker import Query
+from serendip.planning.plan_store import plan_message
 from serendip.serving.handlers import Call, Service, service_of
-from serendip.serving.server import Running
+from serendip.serving.server import Running, ServerOptions
 from serendip.tree.cluster_tree import LEVELS, ClusterTree, Nodes
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import check_plan_request, versions_to_proto
-from serendip.wire_plans import plan_to_proto
 from serendip.wire_recommend import to_plan_request
 
-_PAGE, _MAX_PAGE = 100, 1000
+_PAGE = 100
 
 
 class PlannerService:
@@ -48,12 +48,22 @@ class PlannerService:
 
     Args:
         registry: takes the service's metrics; a new one if None.
+        recommends: whether Recommender is served beside it.
+        request_bytes: what the front takes, for GetInfo to tell.
     """
 
-    def __init__(self, serving: Serving, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        registry: CollectorRegistry | None = None,
+        *,
+        recommends: bool = False,
+        request_bytes: int = ServerOptions.max_request_bytes,
+    ) -> None:
         registry = registry if registry is not None else CollectorRegistry()
         self._metrics = PlanMetrics(registry)
         self._resolved = ResolveMetrics(registry)
+        self._recommends, self._limits = recommends, limits(request_bytes)
         self.swap(serving)
 
     @property
@@ -92,12 +102,11 @@ class PlannerService:
         """A live plan for an item that the catalogue does not have."""
         self._check_tree(request.tree_version)
         check_range(request.k, "k", 1, 8)
-        query = LiveQuery(
-            await asyncio.to_thread(_content, request), exclude=self._excluded(request)
-        )
-        plan = await self._live().plan(query, call.deadline)
+        query = Query(read_content(request), exclude=self._excluded(request))
+        plan = plan_message(await self._live().plan(query, call.deadline))
+        del plan.clusters[request.k :]
         return planner_pb2.PlanContentResponse(
-            plan=plan_to_proto(replace(plan, clusters=plan.clusters[: request.k])),
+            plan=plan,
             versions=versions_to_proto(replace(self._serving.versions, plans_version="")),
         )
 
@@ -106,7 +115,7 @@ class PlannerService:
     ) -> planner_pb2.ResolveResponse:
         """Texts to nodes."""
         self._check_tree(request.tree_version)
-        check_length(tuple(request.texts), "texts", 1, 1024)
+        check_length(tuple(request.texts), "texts", 1, MAX_TEXTS)
         serving = self._serving
         # A thread's: the first call of a release hashes every description.
         rows = await asyncio.to_thread(resolve, serving.trie, request.texts)
@@ -125,7 +134,7 @@ class PlannerService:
         tree = self._serving.tree  # of all that follows, whatever is swapped in meanwhile
         nodes = _listed(tree.nodes, request)
         size = request.page_size or _PAGE
-        check_range(size, "page_size", 1, _MAX_PAGE)
+        check_range(size, "page_size", 1, MAX_PAGE)
         words = words_of(request.query)
         # A page's token is the first node of the next one: nothing is searched twice.
         found = await self._descriptions.first(nodes, words, size + 1)
@@ -154,9 +163,11 @@ class PlannerService:
             versions=versions_to_proto(serving.versions),
             level=serving.level,
             level_gap=serving.level_gap,
-            prompt_style=serving.live.planner.config.style if serving.live else "",
+            prompt_style=serving.live.style if serving.live else "",
             plan_count=serving.store.info().count,
             cluster_count=len(serving.tree.nodes.at_level(serving.level)),
+            limits=self._limits,
+            recommends=self._recommends,
         )
 
     async def plans_for(
@@ -257,30 +268,6 @@ def _cluster(tree: ClusterTree, node: int) -> planner_pb2.Cluster:
         description=tree.nodes.description[node],
         item_count=end - start,
     )
-
-
-def _content(request: planner_pb2.PlanContentRequest) -> Content:
-    """Decodes a request's pictures within their bounds."""
-    if not 1 <= len(request.title.encode()) <= 2000:
-        raise InvalidRequest(
-            "must be 1 to 2,000 bytes", field="title", value=request.title, remedy="Shorten it."
-        )
-    if len(request.text.encode()) > 20_000:
-        raise InvalidRequest("at most 20,000 bytes", field="text", remedy="Shorten it.")
-    check_length(tuple(request.frames), "frames", 0, 32)
-    return Content(
-        title=request.title,
-        text=request.text,
-        cover=_picture(request.thumbnail, "thumbnail") if request.thumbnail else None,
-        frames=tuple(_picture(f, f"frames[{i}]") for i, f in enumerate(request.frames)),
-    )
-
-
-def _picture(data: bytes, field: str) -> Any:
-    try:
-        return decode_image(data, max_side=896)
-    except InvalidRequest as e:
-        raise InvalidRequest(e.message, field=field, value=e.value, remedy=e.remedy) from e
 
 
 def _page_start(token: str) -> int:

@@ -392,6 +392,8 @@ class Bounds:
 
 
 BOUNDS = Bounds()
+# Of a request: who sends it waits for it, and nobody knows them.
+REQUEST_BOUNDS = Bounds(video_bytes=16 << 20, video_seconds=60.0)
 
 
 # --- checks at a border ------------------------------------------------------------------

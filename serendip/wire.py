@@ -36,6 +36,7 @@ from serendip.wire_plans import constraint_from_proto
 
 MAX_HISTORY = 10_000
 MAX_EXCLUDED = 1024
+MAX_CONTEXT_ITEMS = 256
 DETAILS_KEY = "grpc-status-details-bin"
 
 # UTF-8 takes at most 4 bytes a character: text up to this length needs no encoding to be checked.
@@ -57,7 +58,7 @@ def check_ids(ids: Sequence[str], field: str, *, part: str = "") -> None:
 
 def check_plan_request(request: planner_pb2.PlanRequest) -> None:
     """Raises InvalidRequest, naming the field, for what PlanRequest says is INVALID_ARGUMENT."""
-    check_length(tuple(request.context_item_ids), "context_item_ids", 1, 256)
+    check_length(tuple(request.context_item_ids), "context_item_ids", 1, MAX_CONTEXT_ITEMS)
     check_ids(request.context_item_ids, "context_item_ids")
     check_range(request.k, "k", 1, MAX_PLANNED_CLUSTERS)
     check_length(tuple(request.exclude_node_ids), "exclude_node_ids", 0, MAX_EXCLUDED)

@@ -130,6 +130,11 @@ def test_the_retriever_server_loads_no_training_library():
     assert not {"torch", "transformers", "duckdb", "sklearn", "PIL", "av"} & loaded_by(modules)
 
 
+def test_the_planner_server_leaves_the_model_to_its_workers():
+    modules = "planner_server.__main__, planner_server.app, planner_server.check"
+    assert not {"torch", "transformers", "onnxruntime"} & loaded_by(f"import {modules}")
+
+
 def test_no_module_is_two_rooms():
     long = {
         str(path.relative_to(ROOT)): lines

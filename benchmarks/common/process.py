@@ -45,7 +45,7 @@ def take(command: Sequence[str], environment: Mapping[str, str], limit_s: float)
         peak = 0
         while process.poll() is None:
             resident = 0
-            for pid in _family(process.pid):
+            for pid in family(process.pid):
                 try:
                     cpu[pid], pages = _usage(pid)
                 except (OSError, IndexError, ValueError):
@@ -69,10 +69,11 @@ def take(command: Sequence[str], environment: Mapping[str, str], limit_s: float)
 
 def cpu_seconds(pid: int) -> float:
     """User and system seconds of a live process and its live descendants so far."""
-    return sum(_usage(member)[0] for member in _family(pid))
+    return sum(_usage(member)[0] for member in family(pid))
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A live process and its live descendants."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -80,7 +81,7 @@ def _family(pid: int) -> list[int]:
         except OSError:
             continue
         for child in children:
-            found += _family(int(child))
+            found += family(int(child))
     return found
 
 

@@ -87,12 +87,14 @@ def _settled(server: Server, expected: int) -> int:
     return answered
 
 
-def run(server: Server, method: str, message: bytes, load: Load, calls: int) -> Ran:
-    """Makes so many calls. Raises Void."""
+def run(
+    server: Server, method: str, message: bytes, load: Load, calls: int, core: int = LOAD_CORE
+) -> Ran:
+    """Makes so many calls, from one core. Raises Void."""
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder) / "body", Path(folder) / "log"
         body.write_bytes(framed(message))
-        command = ["taskset", "-c", str(LOAD_CORE), "h2load", "-t", "1", "-n", str(calls)]
+        command = ["taskset", "-c", str(core), "h2load", "-t", "1", "-n", str(calls)]
         command += ["-c", str(load.connections), "-m", str(load.streams), "-d", str(body)]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
         if load.rate:

@@ -91,6 +91,7 @@ def plan_content(
     text: str = "",
     thumbnail: bytes = b"",
     frames: Sequence[bytes] = (),
+    video: bytes = b"",
     k: int = MAX_PLANNED_CLUSTERS,
     exclude_node_ids: Sequence[int] = (),
     tree_version: str = "",
@@ -102,6 +103,8 @@ def plan_content(
         text: at most 20,000 bytes of UTF-8.
         thumbnail: an encoded JPEG or PNG, at most 8 MiB and 40 megapixels.
         frames: at most 32 such images, in the order of the video.
+        video: an MP4 or WebM that frames are sampled from, in place of frames; at most 16 MiB
+            and 60 seconds.
         k: clusters wanted, 1 to 8.
         exclude_node_ids: clusters of the planning level that may not be planned.
         tree_version: the tree expected; empty takes whichever is served.
@@ -115,6 +118,7 @@ def plan_content(
             text=text,
             thumbnail=thumbnail,
             frames=frames,
+            video=video,
             k=k,
             tree_version=tree_version,
             exclude_node_ids=exclude_node_ids,

@@ -27,17 +27,19 @@ from serendip.catalog.items import read_items
 from serendip.config import Config, PlannerConfig, PlansConfig
 from serendip.core import InvalidRequest, Item, SerendipError
 from serendip.curation.curate import current_pairs, read_pairs
+from serendip.planning.kept_plans import kept_chunks
 from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
-from serendip.planning.prompt import STYLES
 from serendip.planning.ray_crew import plan_on_ray
 from serendip.planning.rows import (
+    SEARCH,
     UNSURE,
     Chunks,
     Media,
     Row,
     hash_media,
     not_stale,
+    plans_made_of,
     stale_keys,
     torn,
 )
@@ -47,7 +49,6 @@ from serendip.tree.cluster_tree import ClusterTree
 
 CHUNKS = "chunks"
 MEDIA = "media.parquet"  # columns: Media
-_SEARCH = ("clusters", "beams", "max_reasoning_tokens")  # what a plan depends on
 
 # What plans leases, in whatever order they come.
 Crew = Callable[[Setup, Iterator[Lease]], Iterator[Done]]
@@ -59,6 +60,7 @@ class Account:
 
     Attributes:
         reused: rows taken over from the current plans.
+        adopted: rows that a planner server had planned live.
         resumed: rows that an interrupted run had committed.
         left: stale items that the window left undone.
         planning_s: seconds from the first lease on.
@@ -66,6 +68,7 @@ class Account:
 
     corpus: int
     reused: int = 0
+    adopted: int = 0
     resumed: int = 0
     planned: int = 0
     left: int = 0
@@ -83,6 +86,7 @@ class Account:
             "corpus": self.corpus,
             "planned": self.planned,
             "reused": self.reused,
+            "adopted": self.adopted,
             "resumed": self.resumed,
             "left": self.left,
             "items_per_s": round(rate, 2),
@@ -122,9 +126,8 @@ def publish_plans(
         )
     planner = artifacts.current("planner")
     check_made_from(planner, {"tree": tree_artifact.tree_version})
-    settings = {"plans": config.plans.model_dump(include={"coverage", *_SEARCH})}
+    settings = {"plans": config.plans.model_dump(include={"coverage", *SEARCH})}
     trained = PlannerConfig.model_validate(planner.config["planner"])
-    prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
     corpus = _corpus(config, pairs)
     if not corpus:
         raise InvalidRequest(
@@ -132,8 +135,7 @@ def publish_plans(
             field="items.parquet",
             remedy="Run serendip curate on this catalogue.",
         )
-    search = [getattr(config.plans, name) for name in _SEARCH]
-    made_of = (tree_artifact.tree_version, planner.version, prompt, *search)
+    made_of = plans_made_of(tree_artifact.tree_version, planner, config.plans)
     tree = ClusterTree.open(tree_artifact)
     level = int(planner.config["level"])
     own = [tree.node_of(item.item_id, level) for item in corpus]
@@ -165,6 +167,7 @@ def publish_plans(
             chunks = Chunks(draft.path / CHUNKS)
             wanted = {item.item_id: key for item, key in zip(corpus, keys, strict=True)}
             done = _take_over(chunks, artifacts, wanted, account)
+            _adopt(chunks, kept_chunks(artifacts.root, planner.version), wanted, done, account)
             stale = [
                 Task(item, node, key)
                 for item, node, key in zip(corpus, own, keys, strict=True)
@@ -217,6 +220,21 @@ def _take_over(
             else:
                 account.resumed += len(kept)
     return done
+
+
+def _adopt(
+    chunks: Chunks, live: Sequence[Path], wanted: Mapping[str, str], done: set[str],
+    account: Account,
+) -> None:  # fmt: skip
+    """Commits rows of live plans that are what would be planned now, and adds them to ``done``."""
+    for path in live:
+        with contextlib.suppress(OSError):  # who serves may have put a newer one in its place
+            if torn(path):
+                continue
+            kept = not_stale(pq.read_table(path), wanted, done)
+            chunks.commit(kept)
+            done.update(kept.column("item_id").to_pylist())
+            account.adopted += len(kept)
 
 
 def _plan(

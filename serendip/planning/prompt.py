@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from serendip.catalog.media import decode_image, sample_frames
-from serendip.core import InvalidRequest, Item, MediaError
+from serendip.core import REQUEST_BOUNDS, InvalidRequest, Item, MediaError
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
@@ -85,6 +87,46 @@ class Content:
         return replace(self, frames=tuple(self.frames[i] for i in at))
 
 
+@dataclass(frozen=True)
+class Upload:
+    """An item as a request brings it, encoded; by whom is not known.
+
+    Attributes:
+        frames: images in the order of the video.
+        video: what frames are sampled from; None with frames.
+    """
+
+    title: str
+    text: str = ""
+    thumbnail: bytes | None = None
+    frames: tuple[bytes, ...] = ()
+    video: bytes | None = None
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of its media."""
+        return sum(map(len, (self.thumbnail or b"", *self.frames, self.video or b"")))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all that it is."""
+        whole = hashlib.sha256(repr((self.title, self.text)).encode())
+        for part in (self.thumbnail, *self.frames, None, self.video):
+            whole.update(b"-" if part is None else b"%d:" % len(part))
+            whole.update(part or b"")
+        return whole.hexdigest()
+
+    @property
+    def field(self) -> str:
+        """What is to blame where it is not known which part is."""
+        if self.video is not None:
+            return "video"
+        return "frames" if self.frames else "thumbnail"
+
+
+Source = Item | Upload
+
+
 class Message(TypedDict):
     """A turn of a chat: parts are {"type": "image"} or {"type": "text", "text": ...}."""
 
@@ -100,14 +142,17 @@ class Prompt:
     images: tuple[Image, ...]
 
 
-def load_content(item: Item, style: Style, frames: int) -> Content:
-    """Decodes what a style shows of an item.
+def load_content(source: Source, style: Style, frames: int) -> Content:
+    """Decodes what a style shows of an item, or of what a request brings.
 
     Raises:
-        MediaError: the style looks, and the item has no picture that can be decoded.
+        MediaError: the style looks, and there is no picture that can be decoded.
     """
     if not style.looks:
-        return Content(item.title, item.text)
+        return Content(source.title, source.text)
+    if isinstance(source, Upload):
+        return _load_upload(source, frames)
+    item = source
     content = Content(
         title=item.title,
         text=item.text,
@@ -123,6 +168,43 @@ def load_content(item: Item, style: Style, frames: int) -> Content:
             remedy=f"Add one, or plan with another style than {style.name}.",
         )
     return content
+
+
+def load_inside(root: Path, source: Source, style: Style, frames: int) -> Content:
+    """As ``load_content``; an item's files must lie inside a folder at this moment.
+
+    The catalogue was read some time ago: a name that was a file then may be a link now.
+
+    Raises:
+        MediaError: as load_content, or a file lies elsewhere.
+    """
+    if isinstance(source, Item) and style.looks:
+        for path in (source.thumbnail, source.video):
+            if isinstance(path, Path) and not path.resolve().is_relative_to(root):
+                raise MediaError(
+                    "leads out of the data folder",
+                    field=source.item_id,
+                    value=str(path),
+                    remedy="Put the file itself there.",
+                )
+    return load_content(source, style, frames)
+
+
+def _load_upload(upload: Upload, frames: int) -> Content:
+    """Decodes what a request brings, within the bounds of requests; errors name its fields."""
+    thumbnail, video = upload.thumbnail, upload.video
+    shown = tuple(_picture(data, f"frames[{at}]") for at, data in enumerate(upload.frames))
+    if video is not None:
+        shown = tuple(sample_frames(video, frames, REQUEST_BOUNDS, _MAX_SIDE))
+    cover = None if thumbnail is None else _picture(thumbnail, "thumbnail")
+    return Content(upload.title, upload.text, cover, shown).thinned(frames)
+
+
+def _picture(data: bytes, field: str) -> Image:
+    try:
+        return decode_image(data, REQUEST_BOUNDS, _MAX_SIDE)
+    except MediaError as e:
+        raise MediaError(e.message, field=field, value=e.value, remedy=e.remedy) from e
 
 
 def check_pictures(content: Content, style: Style) -> None:

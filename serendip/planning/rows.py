@@ -6,6 +6,7 @@ the job, has to look into one. Knows no model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serendip.artifacts import Artifact
 from serendip.catalog.media import media_hash
+from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Item, MediaError
+from serendip.planning.prompt import STYLES
 from serendip.storage import seal_file, sync_folder
 
 # plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
@@ -29,6 +33,7 @@ SCHEMA = pa.schema(
 )
 
 
+SEARCH = ("clusters", "beams", "max_reasoning_tokens")  # settings that a plan depends on
 # How the reason of a failure begins that may be the machine's: its item is tried in every run.
 UNSURE = "perhaps not the item's fault: "
 
@@ -77,6 +82,13 @@ def hash_media(items: Iterable[Item], known: Mapping[str, Media]) -> Iterator[Me
             yield Media(item.item_id, "", hashlib.sha256(str(e).encode()).hexdigest()[:16])
 
 
+def plans_made_of(tree_version: str, planner: Artifact, plans: PlansConfig) -> tuple[object, ...]:
+    """What all plans of a planner share: tree, planner, prompt and search."""
+    trained = PlannerConfig.model_validate(planner.config["planner"])
+    prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
+    return (tree_version, planner.version, prompt, *(getattr(plans, name) for name in SEARCH))
+
+
 def stale_keys(
     items: Sequence[Item], media: Sequence[Media], own: Sequence[int | None],
     made_of: Sequence[object], text_chars: int,
@@ -85,7 +97,7 @@ def stale_keys(
 
     Args:
         own: each item's cluster at the planning level, or None.
-        made_of: what all plans share: tree, planner, prompt and search.
+        made_of: ``plans_made_of``.
         text_chars: how much of an item's text its prompt shows.
     """
     shared = "/".join(map(str, made_of))
@@ -134,16 +146,9 @@ class Chunks:
 
     def commit(self, rows: pa.Table | Sequence[Row]) -> None:
         """Adds a chunk; none of it is lost any more."""
-        if not isinstance(rows, pa.Table):
-            rows = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
         if not len(rows):
             return
-        name = f"{self._next:06d}"
-        partial = self.folder / f"{name}.partial"
-        pq.write_table(rows, partial)
-        seal_file(partial)
-        partial.rename(self.folder / f"{name}.parquet")
-        sync_folder(self.folder)
+        write_chunk(self.folder / f"{self._next:06d}.parquet", rows)
         self._next += 1
 
     def tables(self) -> Iterator[pa.Table]:
@@ -159,6 +164,22 @@ class Chunks:
         return found
 
 
+def write_chunk(path: Path, rows: pa.Table | Sequence[Row]) -> None:
+    """Writes a chunk, or replaces it; it appears under its name when it is whole and on disk."""
+    if not isinstance(rows, pa.Table):
+        rows = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
+    partial = path.with_suffix(".partial")
+    try:
+        pq.write_table(rows, partial)
+        seal_file(partial)
+        partial.rename(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # room for others, where it was the disk
+            partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
 def torn(path: Path) -> bool:
     """Whether a chunk is none, as after a power failure."""
     try:
@@ -168,7 +189,7 @@ def torn(path: Path) -> bool:
 
 
 def not_stale(earlier: pa.Table, wanted: Mapping[str, str], done: set[str]) -> pa.Table:
-    """The rows of a chunk that still hold.
+    """The rows of a chunk that still hold, one an item.
 
     Args:
         wanted: the corpus's stale keys by item ID.
@@ -176,10 +197,15 @@ def not_stale(earlier: pa.Table, wanted: Mapping[str, str], done: set[str]) -> p
     """
     ids, keys, plans = (earlier.column(n).to_pylist() for n in ("item_id", "stale_key", "plan"))
     reasons = earlier.column("reason").to_pylist()
-    kept = [
-        wanted.get(item_id) == key
-        and item_id not in done
-        and not (plan is None and reason.startswith(UNSURE))
-        for item_id, key, plan, reason in zip(ids, keys, plans, reasons, strict=True)
-    ]
+    kept = []
+    taken = set(done)
+    for item_id, key, plan, reason in zip(ids, keys, plans, reasons, strict=True):
+        holds = (
+            wanted.get(item_id) == key
+            and item_id not in taken
+            and not (plan is None and reason.startswith(UNSURE))
+        )
+        kept.append(holds)
+        if holds:
+            taken.add(item_id)
     return earlier.filter(pa.array(kept, pa.bool_()))

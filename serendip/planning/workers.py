@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from threading import Lock
@@ -22,10 +23,10 @@ from typing import Any, Protocol, TypeVar
 
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
-from serendip.core import InvalidRequest, Item, SerendipError
-from serendip.planning.decoders import Decoders, Load, processes
+from serendip.core import InvalidRequest, Item, MediaError, SerendipError
+from serendip.planning.decoders import Decoders, Load, Loaded, UnsureError, processes
 from serendip.planning.plan_store import encode_plan
-from serendip.planning.prompt import STYLES, Content, load_content
+from serendip.planning.prompt import STYLES, load_content
 from serendip.planning.rows import UNSURE, Row
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
@@ -106,9 +107,9 @@ class Worker:
             self._planner.seconds.clear()
         return Done(rows, seconds)
 
-    def _plan(self, lease: Lease, contents: Sequence[Content | str]) -> list[Row]:
-        reasons = [c if isinstance(c, str) else "" for c in contents]
-        good = [i for i, c in enumerate(contents) if not isinstance(c, str)]
+    def _plan(self, lease: Lease, contents: Sequence[Loaded]) -> list[Row]:
+        reasons = [_reason(c) if isinstance(c, MediaError) else "" for c in contents]
+        good = [i for i, c in enumerate(contents) if not isinstance(c, MediaError)]
         plans = self._try(lease, contents, good)
         if isinstance(plans, Exception):  # one of them cannot be put to the model
             plans = {}
@@ -124,14 +125,14 @@ class Worker:
         ]
 
     def _try(
-        self, lease: Lease, contents: Sequence[Content | str], at: Sequence[int]
+        self, lease: Lease, contents: Sequence[Loaded], at: Sequence[int]
     ) -> dict[int, bytes] | Exception:
         if not at:
             return {}
         chosen = [(lease[i], contents[i]) for i in at]
         try:
             made = self._planner.plan(
-                [content for _, content in chosen if not isinstance(content, str)],
+                [content for _, content in chosen if not isinstance(content, MediaError)],
                 [task.own_id for task, _ in chosen],
                 item_ids=[task.item.item_id for task, _ in chosen],
             )
@@ -142,6 +143,10 @@ class Worker:
     def close(self) -> None:
         """Ends its decoders."""
         self._decoders.close()
+
+
+def _reason(error: MediaError) -> str:
+    return f"{UNSURE}{error}" if isinstance(error, UnsureError) else str(error)
 
 
 class Hand(Protocol):
@@ -270,7 +275,7 @@ class _Hand:
         self._leases: dict[int, Lease] = {}
         self._given = 0
         self.connection, theirs = processes.Pipe()
-        self._process = processes.Process(target=_work, args=(theirs, setup))
+        self._process = processes.Process(target=work, args=(theirs, partial(Worker, setup)))
         self._process.start()
         theirs.close()
 
@@ -308,8 +313,21 @@ def _cannot_open(e: BaseException) -> SerendipError:
     )
 
 
-def _work(connection: Connection, setup: Setup) -> None:
-    """The child: leases in, rows out, until the job is gone."""
+class Works(Protocol):
+    """What a worker process is about; ``plan`` is called from as many threads as AHEAD."""
+
+    def plan(self, lease: Any, /) -> Any:
+        """What is answered to a lease."""
+
+    def close(self) -> None:
+        """Ends what it has started."""
+
+
+def work(connection: Connection, begin: Callable[[], Works]) -> None:
+    """The child: numbered leases in, their answers out, until who gave them is gone.
+
+    Where it cannot begin, or fails, the answer is a SerendipError; of the former, number -1's.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sending = Lock()
 
@@ -318,12 +336,12 @@ def _work(connection: Connection, setup: Setup) -> None:
             connection.send((number, answer))
 
     try:
-        worker = Worker(setup)
+        worker = begin()
     except Exception as e:
         send(-1, e if isinstance(e, SerendipError) else _cannot_open(e))
         return
 
-    def plan(number: int, lease: Lease) -> None:
+    def plan(number: int, lease: Any) -> None:
         try:
             send(number, worker.plan(lease))
         except Exception as e:  # or the job would wait for ever

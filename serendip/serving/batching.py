@@ -1,4 +1,4 @@
-"""Many callers, one worker thread, no timer: run when idle, gather while it runs.
+"""Many callers, a worker thread or a few, no timer: run when idle, gather while it runs.
 
     submit ──> waiting (bounded) ──take up to max_batch──> run(rows) ──> each caller its own rows
        │ Overloaded    │ cancelled, DeadlineSpent                │ what run raised
@@ -55,13 +55,14 @@ class Batcher(Generic[Q, R]):
 
     Args:
         run: takes 1 to ``max_batch`` rows and returns as many results, in order; a result that is
-            an exception is raised to that row's caller alone. Called by one thread only.
+            an exception is raised to that row's caller alone. Called by ``threads`` threads only.
         max_batch: most rows a run.
         max_waiting: most rows that may wait for a run; also the most rows of one call.
         max_wait_s: a call that would wait longer than this, by the recent rate, is refused as
             well; None refuses by rows alone.
         observer: told what is run, dropped and refused.
-        name: of the worker's thread.
+        name: of the workers' threads.
+        threads: how many batches run at a time; more than one where ``run`` waits for others.
     """
 
     def __init__(
@@ -73,8 +74,13 @@ class Batcher(Generic[Q, R]):
         max_wait_s: float | None = None,
         observer: Observer | None = None,
         name: str = "batcher",
+        threads: int = 1,
     ) -> None:
-        for value, field in ((max_batch, "max_batch"), (max_waiting, "max_waiting")):
+        for value, field in (
+            (max_batch, "max_batch"),
+            (max_waiting, "max_waiting"),
+            (threads, "threads"),
+        ):
             if value < 1:
                 raise InvalidRequest("must be at least 1", field=field, value=value)
         self._run = run
@@ -86,12 +92,15 @@ class Batcher(Generic[Q, R]):
         # All below is guarded by _changed.
         self._calls: OrderedDict[int, _Call[Q, R]] = OrderedDict()
         self._waiting = 0
-        self._running = 0  # rows of the batch that runs
-        self._idle = False
+        self._running = 0  # rows of the batches that run
+        self._idle = 0  # threads that wait, and have not been woken
         self._closed = False
         self._rate = _Rate()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -153,7 +162,7 @@ class Batcher(Generic[Q, R]):
             self._calls[id(call)] = call
             self._waiting += rows
             if self._idle:
-                self._idle = False  # one call wakes the worker, not each one until it runs
+                self._idle -= 1  # one call wakes a worker, not each one until it runs
                 self._changed.notify()
         try:
             return await call.future
@@ -164,7 +173,7 @@ class Batcher(Generic[Q, R]):
             raise
 
     async def close(self) -> None:
-        """Lets the running batch finish, fails what waits with NotReady, ends the thread."""
+        """Lets running batches finish, fails what waits with NotReady, ends the threads."""
         with self._changed:
             self._closed = True
             for call in list(self._calls.values()):
@@ -172,10 +181,12 @@ class Batcher(Generic[Q, R]):
                 call.failure = _closed()
                 if not call.running:
                     _deliver([call])
-            self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+            self._idle = 0
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
-    # --- the worker's thread -------------------------------------------------------------
+    # --- the workers' threads ------------------------------------------------------------
 
     def _work(self) -> None:
         _give_way()
@@ -200,9 +211,8 @@ class Batcher(Generic[Q, R]):
         done: list[_Call[Q, R]] = []
         with self._changed:
             while not self._calls and not self._closed:
-                self._idle = True
+                self._idle += 1
                 self._changed.wait()
-            self._idle = False
             now = time.monotonic()
             while self._calls and len(taken) < self._max_batch:
                 call = next(iter(self._calls.values()))
@@ -221,7 +231,10 @@ class Batcher(Generic[Q, R]):
                 call.taken = stop
                 if stop == len(call.queries):
                     del self._calls[id(call)]
-            self._running = len(taken)
+            self._running += len(taken)
+            if self._calls and self._idle:  # more than one batch takes
+                self._idle -= 1
+                self._changed.notify()
             return taken, done
 
     def _run_rows(self, rows: list[_Row[Q, R]]) -> list[_Call[Q, R]]:
@@ -240,8 +253,8 @@ class Batcher(Generic[Q, R]):
         took_s = time.monotonic() - started
         done = []
         with self._changed:
-            self._running = 0
-            self._rate.add(took_s, len(rows))
+            self._running -= len(rows)
+            self._rate.add(took_s / len(self._threads), len(rows))
             for (call, index), result in zip(rows, results, strict=True):
                 call.results[index] = result
                 call.running -= 1

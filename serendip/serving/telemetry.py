@@ -74,26 +74,33 @@ class ServerMetrics:
 
 
 class BatchMetrics:
-    """What a batcher does, as its ``Observer``; see serving/batching.py."""
+    """What a batcher does, as its ``Observer``; see serving/batching.py.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        prefix: of its names.
+        rows: the name of the batches' rows, after the prefix.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry, prefix: str = "serendip_batch", rows: str = "rows"
+    ) -> None:
         self._rows = Histogram(
-            "serendip_batch_rows", "Rows run in one batch.", buckets=ROWS, registry=registry
+            f"{prefix}_{rows}", "Rows run in one batch.", buckets=ROWS, registry=registry
         )
         self._wait = Histogram(
-            "serendip_batch_wait_seconds",
+            f"{prefix}_wait_seconds",
             "Seconds from a call's arrival at the queue to its first row's batch.",
             buckets=SECONDS,
             registry=registry,
         )
         self._dropped = Counter(
-            "serendip_batch_dropped_rows",
+            f"{prefix}_dropped_rows",
             "Rows dropped before they ran: their call's deadline had passed, or it was cancelled.",
             ("reason",),
             registry=registry,
         )
         self._refused = Counter(
-            "serendip_batch_refused_rows",
+            f"{prefix}_refused_rows",
             "Rows refused: the queue was full, the wait too long, or they would have been late.",
             ("reason",),
             registry=registry,
@@ -103,7 +110,7 @@ class BatchMetrics:
         for reason in ("rows", "wait", "late"):
             self._refused.labels(reason)
         self._waiting = Gauge(
-            "serendip_batch_waiting_rows", "Rows that wait for a batch now.", registry=registry
+            f"{prefix}_waiting_rows", "Rows that wait for a batch now.", registry=registry
         )
 
     def watch(self, waiting: Callable[[], int]) -> None:

@@ -118,6 +118,9 @@ def test_plan_content(client: Both) -> None:
     request = client.tiers.planner.requests[-1]
     assert (request.title, request.text, request.thumbnail) == ("title", "text", b"jpeg")
     assert (list(request.frames), list(request.exclude_node_ids)) == ([b"1", b"2"], [7])
+    assert not request.video
+    client.plan_content("title", video=b"mp4")
+    assert client.tiers.planner.requests[-1].video == b"mp4"
 
 
 def test_resolve(client: Both) -> None:

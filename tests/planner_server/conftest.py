@@ -14,6 +14,8 @@ from serendip.tree.cluster_tree import ClusterTree
 @pytest.fixture(scope="module")
 def up(small_world, tmp_path_factory):
     """Servers whose catalogue has one item, outside the corpus, with a broken thumbnail."""
+    # What another file's server has planned live would be looked up here.
+    shutil.rmtree(small_world.config.artifacts_path / "live", ignore_errors=True)
     data = tmp_path_factory.mktemp("served") / "data"
     shutil.copytree(small_world.config.data_path, data)
     pairs = small_world.artifacts.current("pairs")

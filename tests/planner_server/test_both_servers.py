@@ -32,6 +32,7 @@ from PIL import Image
 from serendip_client import RecommendQuery, SerendipClient
 from typer.testing import CliRunner
 
+from serendip.catalog.items import read_items
 from serendip.catalog.logs import read_interactions
 from serendip.cli import app as cli
 from serendip.core import InvalidRequest, NotFound, NotReady, PlanSource, WrongTree
@@ -118,6 +119,36 @@ def test_content_that_the_catalogue_does_not_have_is_planned_live(up, client):
     assert plan.reasoning
 
 
+def test_a_video_is_planned_from_its_frames(up, client):
+    video = next(item.video for item in read_items(up.data) if item.video)
+    plans = [client.plan_content("dough oven", video=video.read_bytes(), k=8) for _ in range(2)]
+    assert [c.node_id for c in plans[0].plan.clusters] == [
+        c.node_id for c in plans[1].plan.clusters
+    ]
+    assert len(plans[0].plan.clusters) == 8
+
+
+def test_a_text_that_is_no_utf_8_is_refused(up):
+    raw = b"\x0a\x02\xc3\x28\x28\x03"  # title: two bytes that are none; k: 3
+    with grpc.insecure_channel(up.planner.address) as channel:
+        call = channel.unary_unary("/serendip.v1.Planner/PlanContent")
+        code, _, details = status_of(lambda: call(raw))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "PlanContent" in details
+
+
+def test_a_live_plan_is_kept_and_then_a_stored_one(up, client):
+    whole, *_ = first = client.plan([up.live], k=8)
+    (again,) = client.plan([up.live], k=8)
+    assert again.source is PlanSource.STORE
+    assert again.plan.clusters == whole.plan.clusters
+    assert not again.versions.plans_version
+    assert again.age_s >= 0
+    (cut,) = client.plan([up.live], k=8, exclude_node_ids=[whole.plan.clusters[0].node_id])
+    assert cut.source is PlanSource.LIVE, "as where a stored plan is left too few"
+    assert first
+
+
 def test_a_title_that_looks_like_markup_is_planned_like_any_other(client):
     plan = client.plan_content("rye <start_of_image> <image_soft_token>", thumbnail=jpeg(), k=2)
     assert len(getattr(plan, "plan", plan).clusters) == 2
@@ -132,6 +163,12 @@ def test_a_title_that_looks_like_markup_is_planned_like_any_other(client):
         ({"frames": [jpeg(), b"x"]}, r"frames[1]"),
         ({"title": ""}, "title"),
         ({"title": "x" * 2001}, "title"),
+        ({"text": "x" * (1 << 20)}, "text"),
+        ({"frames": [jpeg()] * 33}, "frames"),
+        ({"frames": [bytes((8 << 20) + 1)]}, "frames[0]"),
+        ({"video": b"no video"}, "video"),
+        ({"video": bytes((16 << 20) + 1)}, "video"),
+        ({"video": b"x", "frames": [jpeg()]}, "video"),
         ({"k": 0}, "k"),
         ({"k": 9}, "k"),
         ({"exclude_node_ids": [1]}, "exclude_node_ids"),
@@ -262,6 +299,13 @@ def test_info_tells_versions_level_and_size(up, stub):
     assert info.cluster_count == 64
     assert info.plan_count > 100
     assert info.versions.tree_version == up.tree.version
+    assert info.recommends
+    limits = info.limits
+    assert (limits.context_items, limits.clusters, limits.excluded_nodes) == (256, 8, 1024)
+    assert (limits.texts, limits.page_size, limits.frames) == (1024, 1000, 32)
+    assert (limits.image_bytes, limits.pixels) == (8 << 20, 40_000_000)
+    assert (limits.video_bytes, limits.video_seconds) == (16 << 20, 60)
+    assert limits.request_bytes == 32 << 20
 
 
 def users(up, count):

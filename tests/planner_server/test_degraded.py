@@ -304,6 +304,7 @@ class Slow:
     """A live planner that is not done before any deadline; it remembers how long it had."""
 
     batch_s = 0.0
+    kept = None
 
     def __init__(self) -> None:
         self.had: list[float] = []

@@ -33,16 +33,6 @@ RECORDS = {rule["record"] for group in RULES for rule in group["rules"] if "reco
 # Families that the dashboard or docs/monitoring.md name and that no server registers so far. To be
 # emptied when both do: each one must then be exposed, and what is asked of it must have data.
 NOT_YET = {
-    "serendip_live_wait_seconds",
-    "serendip_live_batch_rows",
-    "serendip_live_waiting_rows",
-    "serendip_live_seconds",
-    "serendip_live_refused_rows_total",
-    "serendip_live_dropped_rows_total",
-    "serendip_live_shared_total",
-    "serendip_live_kept_total",
-    "serendip_live_keep_failures_total",
-    "serendip_live_worker_restarts_total",
     "serendip_resolve_texts_total",
 }
 # Those that a server has only if it is started with an option that these are not.

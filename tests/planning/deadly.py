@@ -16,6 +16,8 @@ def load(item, style, frames):
         os._exit(7)
     if item.title == "hang":
         time.sleep(1000)
+    while item.title == "spin":
+        pass
     if item.title == "bug":
         raise ZeroDivisionError("division by zero")
     return load_content(item, style, frames)

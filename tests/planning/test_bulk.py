@@ -17,12 +17,14 @@ from bulk_rows import rows_of
 from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
 from serendip.catalog.media import media_hash
+from serendip.config import PlansConfig
 from serendip.core import CorruptArtifact, InvalidRequest, Item, SerendipError
 from serendip.curation.curate import read_pairs
 from serendip.planning import bulk, rows
 from serendip.planning.bulk import publish_plans
+from serendip.planning.kept_plans import KeptPlans, kept_chunks
 from serendip.planning.lmdb_store import FILE, LmdbStore
-from serendip.planning.plan_store import decode_plan
+from serendip.planning.plan_store import decode_plan, encode_plan
 from serendip.planning.planner import Planner
 from serendip.planning.rows import hash_media, stale_keys
 from serendip.planning.workers import Setup, Task, Worker, plan_in_processes
@@ -85,6 +87,39 @@ def test_only_what_is_stale_is_planned_again(own_copy):
     assert (made.facts["planned"], made.facts["reused"]) == (1, len(before) - 1)
     after = {r.item_id: r.plan for r in rows_of(made)}
     assert {i for i in after if after[i] != before[i]} == {first}
+
+
+def test_what_was_planned_live_is_adopted(own_copy):
+    config, artifacts = own_copy
+    plans, planner = artifacts.current("plans"), artifacts.current("planner")
+    before = {r.item_id: r.plan for r in rows_of(plans)}
+    tree = ClusterTree.open(artifacts.current("tree"))
+    items = {i.item_id: i for i in read_items(config.data_path)}
+    live, again, changed, other = sorted(before)[:4]
+    for item_id in (live, again, changed):
+        shutil.copy(items[other].thumbnail, items[item_id].thumbnail)
+    made_of = rows.plans_made_of(tree.version, planner, config.plans)
+    chars = config.planner.text_chars
+    now = {i: encode_plan(before[i]) for i in (live, again, changed)}
+    # Two servers have kept plans, some of the same item.
+    for kept_ids in ((live, changed), (live,)):
+        with closing(KeptPlans(artifacts.root, planner.version, made_of, chars)) as kept:
+            for item_id in kept_ids:
+                item, own = items[item_id], tree.node_of(item_id, 4)
+                kept.keep(item, own, next(hash_media([item], {})), now[item_id])
+        for path in kept_chunks(artifacts.root, planner.version):
+            path.rename(path.with_name(f"{len(kept_ids)}.parquet"))
+    other_search = rows.plans_made_of(tree.version, planner, PlansConfig(beams=3))
+    with closing(KeptPlans(artifacts.root, planner.version, other_search, chars)) as kept:
+        media = next(hash_media([items[again]], {}))
+        kept.keep(items[again], tree.node_of(again, 4), media, now[again])
+    shutil.copy(items[sorted(before)[5]].thumbnail, items[changed].thumbnail)
+    made = publish_plans(config, artifacts)
+    facts = made.facts
+    assert (facts["adopted"], facts["planned"], facts["reused"]) == (1, 2, len(before) - 3)
+    after = rows_of(made)
+    assert sorted(r.item_id for r in after) == sorted(before)
+    assert next(r.plan for r in after if r.item_id == live) == before[live]
 
 
 def test_other_words_another_cluster_or_another_search_make_a_plan_stale(small_world):

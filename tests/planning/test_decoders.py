@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serendip.core import Item
-from serendip.planning import decoders
-from serendip.planning.decoders import Decoders
+from serendip.core import Item, MediaError
+from serendip.planning.decoders import Decoders, Patience, UnsureError
 from serendip.planning.prompt import STYLES, load_content
-from serendip.planning.rows import UNSURE
 
 LOOKS = STYLES["video_cot"]
 
@@ -47,7 +45,8 @@ def test_what_cannot_be_decoded_has_a_reason(item, tmp_path):
     Path(gone.thumbnail).unlink()
     with Decoders(1, LOOKS, 0) as pool:
         found = pool.load([gone, good])
-    assert "gone.png: no such file" in found[0]
+    assert "gone.png: no such file" in str(found[0])
+    assert not isinstance(found[0], UnsureError)
     assert found[1].images
 
 
@@ -60,17 +59,24 @@ def test_an_item_that_kills_its_decoder_is_named_and_harms_no_other(item, how, r
     items = [item("a"), item("deadly", how), item("b"), item("c")]
     with Decoders(2, LOOKS, 0, deadly.load) as pool:
         found = pool.load(items)
-        assert [isinstance(f, str) for f in found] == [False, True, False, False]
-        assert found[1].startswith(f"{UNSURE}deadly: ")
-        assert re.search(reason, found[1])
+        assert [isinstance(f, MediaError) for f in found] == [False, True, False, False]
+        assert isinstance(found[1], UnsureError)
+        assert found[1].field == "deadly"
+        assert re.search(reason, str(found[1]))
         assert pool.load(items[:1])[0].images
 
 
-def test_an_item_that_hangs_is_given_up(item, monkeypatch):
-    monkeypatch.setattr(decoders, "_PATIENCE_S", 2.0)
-    with Decoders(1, LOOKS, 0, deadly.load) as pool:
+def test_an_item_that_hangs_is_given_up(item):
+    with Decoders(1, LOOKS, 0, deadly.load, Patience(seconds=2.0, deaths=2)) as pool:
         found = pool.load([item("slow", "hang"), item("a")])
-    assert found[0] == f"{UNSURE}slow: its decoder took longer than 2 s"
+    assert str(found[0]) == "slow: its decoder took longer than 2 s"
+    assert found[1].images
+
+
+def test_an_item_that_takes_too_much_work_is_given_up(item):
+    with Decoders(1, LOOKS, 0, deadly.load, Patience(cpu_seconds=0.3, deaths=1)) as pool:
+        found = pool.load([item("busy", "spin"), item("a")])
+    assert str(found[0]) == "busy: its decoder was ended by SIGPROF"
     assert found[1].images
 
 

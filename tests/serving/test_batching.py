@@ -323,3 +323,26 @@ def test_everyone_gets_their_own(seed: int, max_batch: int, max_waiting: int, ca
         assert max(ran.values(), default=0) <= 1, "a row was run twice"
 
     go(main)
+
+
+def test_as_many_batches_run_at_a_time_as_there_are_threads() -> None:
+    async def main() -> None:
+        gate = Gate()
+        batcher: Batcher[int, int] = Batcher(gate, max_batch=2, max_waiting=20, threads=3)
+        first = asyncio.create_task(batcher.submit_many([1, 2, 3, 4, 5, 6, 7]))
+        end = time.monotonic() + 10
+        while len(gate.batches) < 3:  # one call wakes them all: none takes more than a batch
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+        assert sorted(gate.batches) == [[1, 2], [3, 4], [5, 6]]
+        assert (batcher.waiting, batcher.busy) == (1, True)
+        gate.open.set()
+        assert await first == [10, 20, 30, 40, 50, 60, 70]
+        rows = await asyncio.gather(*(batcher.submit(row) for row in range(20)))
+        assert rows == [row * 10 for row in range(20)]
+        assert not batcher.busy
+        await batcher.close()
+        with pytest.raises(NotReady):
+            await batcher.submit(1)
+
+    go(main)

@@ -189,6 +189,8 @@ def test_versions_replace_each_other() -> None:
 
 def test_batches_are_measured() -> None:
     registry = CollectorRegistry()
+    BatchMetrics(registry, "serendip_live", rows="batch_rows").ran(1)  # beside the other
+    assert registry.get_sample_value("serendip_live_batch_rows_sum") == 1
     metrics = BatchMetrics(registry)
     metrics.watch(lambda: 5)
     metrics.ran(3)
