@@ -358,6 +358,11 @@ def test_it_is_busy_until_the_last_of_its_batches_has_ended() -> None:
 
         batcher: Batcher[int, int] = Batcher(run, max_batch=1, threads=2)
         first, second = (asyncio.create_task(batcher.submit(row)) for row in gates)
+        await asyncio.sleep(0)
+        end = time.monotonic() + 10
+        while batcher.waiting:  # until both run
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
         gates[1].set()
         await first
         assert batcher.busy
