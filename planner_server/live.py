@@ -89,7 +89,9 @@ class LivePlanner:
             for seat in self._seats:
                 seat.wait()
         except BaseException:
-            self._end()
+            self._end_workers()
+            if kept is not None:
+                kept.close()
             raise
         # Two batches a worker: the media of one are decoded while the model is at the other.
         self._turns: SimpleQueue[Seat] = SimpleQueue()
@@ -157,15 +159,18 @@ class LivePlanner:
         return [seat.pid for seat in self._seats]
 
     async def close(self) -> None:
-        """Ends the workers, and writes what is kept; to be called after the drain."""
-        await self._batcher.close()
-        await asyncio.to_thread(self._end)
+        """Ends the workers, and writes what is kept; to be called after the drain.
 
-    def _end(self) -> None:
+        The workers first: one that hangs would hold up the end of its batch.
+        """
+        await asyncio.to_thread(self._end_workers)
+        await self._batcher.close()
+        if self.kept is not None:
+            await asyncio.to_thread(self.kept.close)
+
+    def _end_workers(self) -> None:
         for seat in self._seats:
             seat.close()
-        if self.kept is not None:
-            self.kept.close()
 
     def _keeps(self, query: Query) -> bool:
         """Whether a plan is what the bulk job would make."""

@@ -225,7 +225,7 @@ def test_a_row_that_kills_the_worker_fails_alone(up, tmp_path):
     assert up.value("worker_restarts_total") >= restarts + 1
 
 
-def test_a_plan_of_all_defaults_is_kept_and_no_other(published, event_loop, tmp_path):
+def test_a_plan_of_all_defaults_is_kept_and_no_other(published, event_loop, tmp_path, gate):
     artifacts, tree, planner = published
     made_of = plans_made_of(tree.version, planner, tiny_planner.SEARCH)
     kept = KeptPlans(artifacts.root, planner.version, made_of, tiny_planner.CONFIG.text_chars)
@@ -245,7 +245,12 @@ def test_a_plan_of_all_defaults_is_kept_and_no_other(published, event_loop, tmp_
         )
         assert kept.get(item, own) == plan
         assert [i in kept for i in ("i0", "i1", "i2")] == [True, False, False]
-        await served.planner.close()
+        # A worker that is held up holds up no end.
+        held = asyncio.create_task(served.planner.plan(gate.query("held"), None))
+        await until(lambda: served.planner.busy and not served.planner.waiting)
+        await asyncio.wait_for(served.planner.close(), 12)
+        with pytest.raises(NotReady, match="live worker ended"):
+            await held
         return plan
 
     plan = served.run(ask())

@@ -346,3 +346,29 @@ def test_as_many_batches_run_at_a_time_as_there_are_threads() -> None:
             await batcher.submit(1)
 
     go(main)
+
+
+def test_it_is_busy_until_the_last_of_its_batches_has_ended() -> None:
+    async def main() -> None:
+        gates = {row: threading.Event() for row in (1, 2)}
+
+        def run(batch: list[int]) -> list[int]:
+            assert all(gates[row].wait(10) for row in batch)
+            return batch
+
+        batcher: Batcher[int, int] = Batcher(run, max_batch=1, threads=2)
+        first, second = (asyncio.create_task(batcher.submit(row)) for row in gates)
+        await asyncio.sleep(0)
+        end = time.monotonic() + 10
+        while batcher.waiting:  # until both run
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+        gates[1].set()
+        await first
+        assert batcher.busy
+        gates[2].set()
+        await second
+        assert not batcher.busy
+        await batcher.close()
+
+    go(main)
