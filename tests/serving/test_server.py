@@ -235,7 +235,8 @@ def test_a_servicer_is_told_what_it_may_know_of_the_call() -> None:
     with in_thread(services) as running, grpc.insecure_channel(running.address) as channel:
         stub = retriever_pb2_grpc.RetrieverStub(channel)
         answer = stub.Retrieve(toy.request("call"), timeout=20, metadata=[("who", "me")])
-        assert 15_000 < answer.unknown_history_items <= 20_000, "milliseconds to the deadline"
+        # Milliseconds to the deadline; gRPC rounds what it sends up.
+        assert 15_000 < answer.unknown_history_items < 21_000
         assert "who=me" in {c.item_id for c in answer.candidates}
         assert stub.Retrieve(toy.request("call")).unknown_history_items == -1000, "it set none"
 
