@@ -13,6 +13,7 @@ process, and look-ups beside it (serving/live_load.py).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +58,7 @@ class Plan:
 
 
 FULL, QUICK = Plan(7, 2.0, 5_000), Plan(3, 0.5, 1_000)
+Runs = dict[tuple[str, int, str], list[Ran]]
 LOADS: Mapping[int, Sequence[Load]] = {1: (ONE, MANY), 16: (ONE, MANY), 256: (ONE, Load(4, 2))}
 
 
@@ -79,7 +80,20 @@ def main() -> None:
     report(options.quick, plan, runs, gets, parts, live_load.measure(options.quick))
 
 
-def look_ups(plan: Plan) -> tuple[Runs, list[Times]]:
+def lookup_of_echo(quick: bool) -> float:
+    """Look-ups of one item, 64 in flight, as a share of the bare server's: for bench serve."""
+    plan = Plan(3, 0.3, 0) if quick else Plan(7, 1.0, 0)
+    runs, _ = look_ups(plan, {1: (MANY,)})
+    return rate_of_echo(runs, 1, str(MANY))
+
+
+def rate_of_echo(runs: Runs, items: int, at: str) -> float:
+    """Calls a second as a share of the bare server's in the same round; the median."""
+    ours, bare = ([ran.rate for ran in runs[name, items, at]] for name in (OURS, ECHO))
+    return float(np.median(np.array(ours) / np.array(bare)))
+
+
+def look_ups(plan: Plan, loads: Mapping[int, Sequence[Load]] = LOADS) -> tuple[Runs, list[Times]]:
     """Runs by (server, items a call, load), and seconds of each Redis GET by round."""
     artifacts = make()
     release = artifacts.current("release")
@@ -87,7 +101,7 @@ def look_ups(plan: Plan) -> tuple[Runs, list[Times]]:
     with tempfile.TemporaryDirectory() as folder, servers.running([ours()]) as (server,):
         answers(server, store, Path(folder))
         with servers.running([echo(Path(folder))]) as (peer,):
-            return measure(plan, server, peer, store)
+            return measure(plan, loads, server, peer, store)
 
 
 def ours() -> servers.Kind:
@@ -121,23 +135,26 @@ def answers(server: servers.Server, store: LmdbStore, folder: Path) -> None:
             (folder / f"{items}.response").write_bytes(got.SerializeToString())
 
 
-Runs = dict[tuple[str, int, str], list[Ran]]
-
-
 def measure(
-    plan: Plan, server: servers.Server, peer: servers.Server, store: LmdbStore
+    plan: Plan,
+    sizes: Mapping[int, Sequence[Load]],
+    server: servers.Server,
+    peer: servers.Server,
+    store: LmdbStore,
 ) -> tuple[Runs, list[Times]]:
     """Runs by (server, items a call, load), and seconds of each Redis GET by round."""
     runs: Runs = {}
     gets = []
     picked = list(request(256).context_item_ids)
-    stored = store.get_many(picked)
-    with closing(RedisServer()) as keeper:
-        client = redis.Redis.from_url(keeper.url)
-        client.mset(dict(zip(picked, stored, strict=True)))
+    with contextlib.ExitStack() as stack:
+        client: Any = None
+        if plan.redis_gets:
+            keeper = stack.enter_context(contextlib.closing(RedisServer()))
+            client = redis.Redis.from_url(keeper.url)
+            client.mset(dict(zip(picked, store.get_many(picked), strict=True)))
         for turn in range(plan.rounds):
             wide.print(f"round {turn + 1} of {plan.rounds}")
-            for items, loads in LOADS.items():
+            for items, loads in sizes.items():
                 body = request(items).SerializeToString()
                 for at in loads:
                     order = (server, peer) if turn % 2 else (peer, server)
@@ -146,7 +163,8 @@ def measure(
                         calls = 200 if key not in runs else int(runs[key][0].rate * plan.seconds)
                         ran = load.run(one, METHOD, body, at, max(64, calls))
                         runs.setdefault(key, []).append(ran)
-            gets.append(redis_gets(client, picked, plan.redis_gets))
+            if client is not None:
+                gets.append(redis_gets(client, picked, plan.redis_gets))
     # The first of each was short, to warm up and to tell how many calls a run has.
     return {key: all_of[1:] for key, all_of in runs.items()}, gets
 
@@ -191,9 +209,8 @@ def report(
         }
         if name == OURS:
             bare = runs[ECHO, items, at]
-            rate = np.array([b.rate for b in bare])
             slow = np.array([b.p99_ms for b in bare])
-            ratios[f"{items} a call, {at}: rate of echo's"] = float(np.median(rates / rate))
+            ratios[f"{items} a call, {at}: rate of echo's"] = rate_of_echo(runs, items, at)
             ratios[f"{items} a call, {at}: p99 over echo's"] = float(np.median(p99 / slow))
     if gets:
         p50, p99 = (np.array([np.percentile(took, q) for took in gets]) * 1e3 for q in (50, 99))

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
+import planner
 from serving import crosscheck, load, servers
 from serving.load import MANY
 from serving.material import ROWS, SIZES, Size, make, one_user, root, users
@@ -177,6 +178,7 @@ def report(
 ) -> None:
     """Tables on standard error, one JSON object on standard output."""
     figures, ratios = summarise(found, left_out)
+    ratios["lookup_of_echo"] = round(planner.lookup_of_echo(options.quick), 3)
     figures["budget_cpu_us_a_user"] = budgets(setting, found)
     show(found, settings, left_out)
     show_budget(figures["budget_cpu_us_a_user"])

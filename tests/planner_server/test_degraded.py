@@ -326,7 +326,7 @@ def test_a_live_plan_leaves_the_retriever_its_time(serving: Any, via: Any) -> No
         async with (
             serve("retriever", retriever_service(TREE).services()) as retriever,
             planner_server(live, retriever.address) as (planner, _),
-            AsyncSerendipClient(planner.address, retriever.address, timeout_s=2.0) as client,
+            AsyncSerendipClient(planner.address, retriever.address, timeout_s=3.0) as client,
         ):
             rows = await client.recommend_batch(
                 [RecommendQuery([], item, 3) for item in (WITHOUT, STORED, WITHOUT)], via=via
@@ -335,6 +335,6 @@ def test_a_live_plan_leaves_the_retriever_its_time(serving: Any, via: Any) -> No
             assert sources == [PlanSource.FALLBACK, PlanSource.STORE, PlanSource.FALLBACK]
             assert all(len(row.require().candidates) == 3 for row in rows)
         assert len(slow.had) == 2
-        assert all(0 < had < 0.75 * 2.0 for had in slow.had)
+        assert all(0 < had < 0.75 * 3.0 for had in slow.had)
 
     running(body)
