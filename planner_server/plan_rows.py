@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from planner_server.deadlines import waits_until
 from planner_server.encode import encode_stored, head_of_stored
 from planner_server.plan_metrics import PlanMetrics
 from planner_server.release import Serving
@@ -36,10 +37,6 @@ from serendip.serving.errors import OK_STATUS, status_of
 from serendip.v1 import common_pb2, planner_pb2
 from serendip.wire import versions_to_proto
 from serendip.wire_plans import constraint_from_proto, plan_to_proto, source_to_proto
-
-# What a call keeps of its deadline to answer in, once a live plan has been waited for in vain.
-_TO_ANSWER = 0.1  # of the time that is left, and within these bounds
-_LEAST_S, _MOST_S = 0.02, 0.5
 
 
 @dataclass(frozen=True)
@@ -239,8 +236,7 @@ class PlanRows:
         live = self._serving.live
         if live is None or item_id not in self._serving.items:
             return False
-        until = _waits_until(deadline)
-        return until is None or time.monotonic() + live.batch_s < until
+        return deadline is None or time.monotonic() + live.batch_s < waits_until(deadline)
 
     async def _live(
         self, item_id: str, own: int | None, wanted: Wanted, deadline: float | None
@@ -260,7 +256,8 @@ class PlanRows:
             constraint=wanted.constraint,
         )
         # In time for the other rows to be answered, and for this one to have its second best.
-        return await serving.live.plan(query, _waits_until(deadline))
+        until = None if deadline is None else waits_until(deadline)
+        return await serving.live.plan(query, until)
 
     def _row(
         self, plan: planner_pb2.Plan, source: PlanSource, wanted: Wanted, *, kept: bool = False
@@ -286,14 +283,6 @@ class PlanRows:
         self._metrics.row(source, left_out, age_s)
         data: bytes = row.SerializeToString()
         return data
-
-
-def _waits_until(deadline: float | None) -> float | None:
-    """When a live plan is given up, for what else there is to be answered in time."""
-    if deadline is None:
-        return None
-    left_s = deadline - time.monotonic()
-    return deadline - min(max(_TO_ANSWER * left_s, _LEAST_S), _MOST_S)
 
 
 def _failed(error: Exception) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 from prometheus_client import CollectorRegistry, Histogram
 
+from planner_server.deadlines import waits_until
 from serendip.core import (
     DeadlineSpent,
     NotReady,
@@ -41,8 +42,6 @@ from serendip.wire_recommend import (
 
 # Where the caller sets no deadline: a call that never hangs.
 _LONGEST_S = 10.0
-# What a call keeps of its time to say in that the retriever did not answer; at most a tenth.
-_TO_ANSWER_S = 0.02
 
 # To retrieve twice does no harm, so where a connection broke another try is made, which may reach
 # another worker; a full queue is the caller's to wait for.
@@ -215,8 +214,8 @@ def encode_rows(outcomes: Iterable[Answer]) -> bytes:
 
 
 def _left_s(until: float) -> float:
-    left = until - time.monotonic()
-    return max(0.001, left - min(_TO_ANSWER_S, 0.1 * left))
+    """Seconds for the retriever; what it does not answer in is said in time."""
+    return max(0.001, waits_until(until) - time.monotonic())
 
 
 def _typed(error: grpc.aio.AioRpcError) -> SerendipError:

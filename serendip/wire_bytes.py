@@ -6,6 +6,7 @@ their bytes (https://protobuf.dev/programming-guides/encoding). Knows no message
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 LENGTH_PREFIXED, FOUR_BYTES = 2, 5  # kinds of fields
@@ -50,15 +51,13 @@ def leading(raw: bytes, key_: int) -> tuple[int, int]:
     return count, at
 
 
-def split(raw: bytes, key_: int) -> list[bytes]:
-    """Those fields one by one, with their keys and lengths. Raises as ``leading``."""
-    fields = []
+def split(raw: bytes, key_: int) -> Iterator[bytes]:
+    """Those fields one by one, with their keys and lengths. Raises as ``leading``, on the way."""
     start, whole = 0, len(raw)
     while start < whole and raw[start] == key_:
         _, end = _value(raw, start + 1)
-        fields.append(raw[start:end])
+        yield raw[start:end]
         start = end
-    return fields
 
 
 def length_prefixed(raw: bytes) -> dict[int, bytes]:

@@ -337,28 +337,53 @@ def merged(
     for answer in answers:
         if isinstance(answer, SerendipError):
             raise answer
-        read.append(_Retrieved.of(answer))
-    *alone, whole = read
+        read.append(answer)
+    *alone, last = read
+    whole = _Retrieved.of(last)
     candidates = whole.candidates
     widened_to: Sequence[int] = whole.rest.widened_to
     if alone:
-        turns = in_turns([one.parts() for one in alone], request.k)
+        turns = in_turns([_candidates(one) for one in alone], request.k)
         more: list[bytes] = []
         if len(turns) < request.k:
-            more = [part for part in whole.parts() if _widened(part)][: request.k - len(turns)]
+            parts = _candidates(whole.candidates)
+            more = list(islice(filter(_widened, parts), request.k - len(turns)))
         candidates = b"".join(turns + more)
         widened_to = widened_to if more else ()
     return candidates + _without_candidates(row, whole.rest, widened_to)
 
 
-def in_turns(lists: Sequence[Sequence[T]], k: int) -> list[T]:
+def in_turns(lists: Sequence[Iterable[T]], k: int) -> list[T]:
     """The first of each list, then the second of each that has one, until there are k.
 
-    Clusters of one level have no item in common, so neither have their lists.
+    Clusters of one level have no item in common, so neither have their lists, which are read no
+    further than they are needed.
     """
-    longest = max(map(len, lists), default=0)
-    turns = (one[turn] for turn in range(longest) for one in lists if turn < len(one))
-    return list(islice(turns, k))
+    found: list[T] = []
+    left = [iter(one) for one in lists]
+    while left and len(found) < k:
+        having = []
+        for one in left:
+            for value in islice(one, 1):
+                found.append(value)
+                having.append(one)
+        left = having
+    return found[:k]
+
+
+def _candidates(raw: bytes) -> Iterator[bytes]:
+    """The candidates of a serialised RetrieveResponse one by one, as fields."""
+    try:
+        if raw and raw[0] != _CANDIDATE:  # it has none, or they stand elsewhere
+            raw = _in_order(raw)
+        yield from split(raw, _CANDIDATE)
+    except (ValueError, DecodeError) as error:
+        raise _unreadable() from error
+
+
+def _in_order(raw: bytes) -> bytes:
+    """A RetrieveResponse whose candidates stand first, as this project's servers write them."""
+    return _serialised(retriever_pb2.RetrieveResponse.FromString(raw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,14 +406,10 @@ class _Retrieved:
             if not rest.candidates:
                 return cls(raw[:end], rest)
             # Of a server that writes its fields in another order: in ours there are none after it.
-            message = retriever_pb2.RetrieveResponse.FromString(raw)
+            ordered = _in_order(raw)
         except (ValueError, DecodeError) as error:
             raise _unreadable() from error
-        return cls.of(message.SerializeToString())
-
-    def parts(self) -> list[bytes]:
-        """The candidates one by one, as fields."""
-        return split(self.candidates, _CANDIDATE)
+        return cls.of(ordered)
 
 
 def _widened(candidate: bytes) -> bool:

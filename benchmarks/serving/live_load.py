@@ -242,6 +242,7 @@ def engine(root: Path, data: Path, items: int) -> Iterator[Any]:
         "serving.live_load",
         str(root.absolute()),
         str(data.absolute()),
+        str(items),
     ]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(

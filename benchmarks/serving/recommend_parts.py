@@ -1,9 +1,9 @@
 """What Recommend adds to the sum of its two parts, the planner's Plan and the retriever's Retrieve.
 
-Both servers as processes on one core, the client on the other, one call in flight. Each request is
-made as Plan, then Retrieve with what a client makes of the plan, and as Recommend, in turns, and
-the candidates are compared. Requests and responses are bytes on the client's side, so that nothing
-but servers and gRPC is timed.
+Both servers and the client as processes, each on whichever core the system gives it: with one call
+in flight, two cores do what three machines would. Each request is made as Plan, then Retrieve with
+what a client makes of the plan, and as Recommend, in turns, and the candidates are compared.
+Requests and responses are bytes on the client's side: servers and gRPC alone are timed.
 
     python -m serving.recommend_parts [--quick]
 """
@@ -89,7 +89,7 @@ def figures(quick: bool) -> dict[str, dict[str, float]]:
     calls = 200 if quick else 3000
     artifacts = make()
     taken = {}
-    with servers.running([servers.ours(artifacts.root)]) as (retriever,):
+    with servers.running([servers.ours(artifacts.root)], pinned=False) as (retriever,):
         planner = servers.Kind(
             "planner server",
             (
@@ -100,7 +100,7 @@ def figures(quick: bool) -> dict[str, dict[str, float]]:
             RECOMMEND,
             "grpc_server_handled_total",
         )
-        with servers.running([planner]) as (front,):
+        with servers.running([planner], pinned=False) as (front,):
             for way in WAYS:
                 measure(front.address, retriever.address, way, 50)  # to warm up
                 taken[way.name] = measure(front.address, retriever.address, way, calls).p50_ms()

@@ -127,18 +127,23 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(kinds: Sequence[Kind]) -> Iterator[list[Server]]:
-    """Starts servers side by side on SERVER_CORE; stops them when the block ends.
+def running(kinds: Sequence[Kind], *, pinned: bool = True) -> Iterator[list[Server]]:
+    """Starts servers side by side; stops them when the block ends.
+
+    Args:
+        pinned: whether on SERVER_CORE; else on whichever core the system gives them.
 
     Raises:
         RuntimeError: one does not come up; with the end of what it said.
     """
     with contextlib.ExitStack() as stack:
-        begun = [_begin(kind, stack) for kind in kinds]
+        begun = [_begin(kind, stack, pinned) for kind in kinds]
         yield [_wait(kind, process, log) for kind, process, log in begun]
 
 
-def _begin(kind: Kind, stack: contextlib.ExitStack) -> tuple[Kind, subprocess.Popen[bytes], Path]:
+def _begin(
+    kind: Kind, stack: contextlib.ExitStack, pinned: bool
+) -> tuple[Kind, subprocess.Popen[bytes], Path]:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-serve-")))
     log = folder / "log"
     variables = environment.variables() | {
@@ -146,7 +151,7 @@ def _begin(kind: Kind, stack: contextlib.ExitStack) -> tuple[Kind, subprocess.Po
         "METRICS_FOLDER": str(folder),
     }
     process = subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), *kind.command],
+        [*(["taskset", "-c", str(SERVER_CORE)] if pinned else []), *kind.command],
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
         env=variables,

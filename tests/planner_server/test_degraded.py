@@ -161,7 +161,7 @@ def test_a_retriever_that_never_answers_costs_the_callers_deadline_and_no_more(
         ):
             for via in ("server", "client"):
                 async with AsyncSerendipClient(
-                    planner.address, retriever.address, timeout_s=0.3
+                    planner.address, retriever.address, timeout_s=0.8
                 ) as client:
                     with pytest.raises(DeadlineSpent):
                         await client.recommend([], STORED, 3, via=via)
