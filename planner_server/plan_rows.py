@@ -34,7 +34,7 @@ from serendip.planning.live_worker import Query
 from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import plan_message, planned_at_s
 from serendip.serving.errors import OK_STATUS, status_of
-from serendip.v1 import common_pb2, planner_pb2
+from serendip.v1 import common_pb2, planner_pb2, recommender_pb2
 from serendip.wire import versions_to_proto
 from serendip.wire_plans import constraint_from_proto, plan_to_proto, source_to_proto
 
@@ -58,12 +58,30 @@ class Wanted:
     @classmethod
     def of(cls, request: planner_pb2.PlanRequest, serving: Serving) -> Wanted:
         """Reads a checked request. Raises NotFound where it names an unknown node."""
+        return cls._read(request, serving, request.k, not request.no_reasoning)
+
+    @classmethod
+    def by_recommendation(
+        cls, request: recommender_pb2.RecommendRequest, serving: Serving
+    ) -> Wanted:
+        """As ``of`` reads what a recommendation asks for (``wire_recommend.to_plan_request``)."""
+        return cls._read(request, serving, MAX_PLANNED_CLUSTERS, True)
+
+    @classmethod
+    def _read(
+        cls,
+        request: planner_pb2.PlanRequest | recommender_pb2.RecommendRequest,
+        serving: Serving,
+        k: int,
+        reasoning: bool,
+    ) -> Wanted:
+        excluded = request.exclude_node_ids
         return cls(
-            k=request.k,
+            k=k,
             constraint=constraint_from_proto(request.constraint),
-            exclude=frozenset(serving.clusters_under(request.exclude_node_ids)),
+            exclude=frozenset(serving.clusters_under(excluded)) if excluded else frozenset(),
             min_score=request.min_score if request.HasField("min_score") else None,
-            reasoning=not request.no_reasoning,
+            reasoning=reasoning,
         )
 
     @property
@@ -119,6 +137,8 @@ class PlanRows:
         """
         stored = await self._stored(ids)
         rows = self._as_they_lie(stored) if wanted.all else [b""] * len(ids)
+        if all(rows):
+            return rows
         return await self._filled(rows, ids, stored, [wanted] * len(ids), deadline)
 
     async def of_each(

@@ -148,10 +148,13 @@ class RecommenderService:
         self, requests: Sequence[recommender_pb2.RecommendRequest], call: Call
     ) -> list[Answer]:
         call.version = self._planner.version
-        until = time.monotonic() + _LONGEST_S if call.deadline is None else call.deadline
+        metadata = (*call.onward, *self._own())
+        if call.deadline is not None:  # at which the front ends the call
+            return await self._driven(requests, call.deadline, metadata)
+        until = time.monotonic() + _LONGEST_S
         try:
             async with asyncio.timeout_at(until):  # an event loop's time is monotonic
-                return await self._driven(requests, until, (*call.onward, *self._own()))
+                return await self._driven(requests, until, metadata)
         except TimeoutError:
             raise DeadlineSpent("there was no answer in time") from None
 
@@ -170,14 +173,15 @@ class RecommenderService:
                 outcomes: list[Answer] = done.value
                 return outcomes
             if isinstance(wish, Plans):
-                now = time.monotonic()
-                with self._planning.time():
-                    answer = await self._planner.plans_for(
-                        wish.requests, now + PLANNER_SHARE * (until - now)
-                    )
+                began = time.monotonic()
+                answer = await self._planner.plans_for(
+                    wish.requests, began + PLANNER_SHARE * (until - began)
+                )
+                self._planning.observe(time.monotonic() - began)
             elif isinstance(wish, Items):
-                with self._retrieving.time():
-                    answer = await self._retrieved(wish.requests, until, metadata)
+                began = time.monotonic()
+                answer = await self._retrieved(wish.requests, until, metadata)
+                self._retrieving.observe(time.monotonic() - began)
             else:
                 answer = self._planner.tree_version
 

@@ -38,7 +38,6 @@ from serendip.serving.server import Running, ServerOptions
 from serendip.tree.cluster_tree import LEVELS, ClusterTree, Nodes
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import check_plan_request, versions_to_proto
-from serendip.wire_recommend import to_plan_request
 
 _PAGE = 100
 
@@ -201,7 +200,7 @@ class PlannerService:
 
     def _wanted(self, request: recommender_pb2.RecommendRequest) -> Wanted | SerendipError:
         try:
-            return Wanted.of(to_plan_request([request]), self._serving)
+            return Wanted.by_recommendation(request, self._serving)
         except SerendipError as e:
             return e
 

@@ -27,6 +27,7 @@ MAX_ID_BYTES = 256
 MAX_PLANNED_CLUSTERS = 8
 MAX_K = 1000
 MAX_FILTERS = 16
+MAX_DENIED = 10_000
 MAX_FILTER_VALUES = 1000
 
 
@@ -332,7 +333,7 @@ class RetrievalQuery:
         check_length(self.exclude_node_ids, "exclude_node_ids", 0, 1024)
         check_length(self.widen_node_ids, "widen_node_ids", 0, 64)
         check_length(self.history, "history", 0, 10_000)
-        check_length(self.deny_item_ids, "deny_item_ids", 0, 10_000)
+        check_length(self.deny_item_ids, "deny_item_ids", 0, MAX_DENIED)
         check_length(self.filters, "filters", 0, MAX_FILTERS)
         check_range(self.max_per_leaf, "max_per_leaf", 0, MAX_K)
         if self.allow_item_ids is not None:

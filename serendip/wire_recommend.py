@@ -21,11 +21,13 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from serendip.core import (
+    MAX_DENIED,
+    MAX_FILTERS,
+    MAX_K,
     MAX_PLANNED_CLUSTERS,
     InvalidRequest,
     Merge,
     NotFound,
-    RetrievalQuery,
     SerendipError,
     WrongTree,
     check_id,
@@ -162,20 +164,19 @@ def check_recommend_request(request: recommender_pb2.RecommendRequest) -> None:
     check_id(request.context_item_id, "context_item_id")
     constraint_from_proto(request.constraint)
     merge_from_proto(request.merge)
+    check_range(request.k, "k", 1, MAX_K)
     check_range(request.clusters, "clusters", 0, MAX_PLANNED_CLUSTERS)
-    # With the item's own cluster they are what Retrieve takes.
-    check_length(tuple(request.exclude_node_ids), "exclude_node_ids", 0, MAX_EXCLUDED - 1)
+    check_range(request.max_per_leaf, "max_per_leaf", 0, MAX_K)
     if math.isnan(request.min_score):
         raise InvalidRequest("must be a number", field="min_score", value=request.min_score)
-    query = RetrievalQuery(
-        history=(),
-        node_ids=(0,),
-        k=request.k,
-        deny_item_ids=tuple(request.deny_item_ids),
-        filters=filters_from_proto(request.filters) if request.filters else (),
-        max_per_leaf=request.max_per_leaf,
-    )
-    check_ids(query.deny_item_ids, "deny_item_ids")
+    if request.exclude_node_ids:
+        # With the item's own cluster they are what Retrieve takes.
+        check_length(tuple(request.exclude_node_ids), "exclude_node_ids", 0, MAX_EXCLUDED - 1)
+    if request.deny_item_ids:
+        check_length(tuple(request.deny_item_ids), "deny_item_ids", 0, MAX_DENIED)
+        check_ids(request.deny_item_ids, "deny_item_ids")
+    if request.filters:
+        check_length(filters_from_proto(request.filters), "filters", 0, MAX_FILTERS)
 
 
 _MERGE_TO_PROTO = {
