@@ -54,7 +54,7 @@ class GrpcFront(grpc.GenericRpcHandler):  # type: ignore[misc]
         for service in services:
             for method in service.methods:
                 name = f"/{service.name}/{method.name}"
-                door = _Door(name, MethodMeter(metrics, name), records)
+                door = _Door(name, metrics.calls.meter(name), records)
                 self._ways[name] = _Way(door, method, admission)
 
     def service(self, handler_call_details: Any) -> Any:
@@ -253,7 +253,7 @@ class _CountedHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
             return None
         method: str = handler_call_details.method
         if method not in self._wrapped:
-            meter = MethodMeter(self._metrics, method, _grpc_type(handler))
+            meter = self._metrics.calls.meter(method, _grpc_type(handler))
             door = _Door(method, meter, self._records)
             self._wrapped[method] = _counted(handler, meter), door
         counted, door = self._wrapped[method]

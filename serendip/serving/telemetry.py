@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serendip.core import InvalidRequest
 
@@ -21,6 +25,7 @@ SECONDS = (
     *(1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 7.5e-3),
     *(0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
 )
+_EDGES = (*map(str, SECONDS), "+Inf")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -28,23 +33,7 @@ class ServerMetrics:
     """The collectors of one server; make one a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        call = ("grpc_type", "grpc_service", "grpc_method")
-        self.started = Counter(
-            "grpc_server_started", "Calls started on the server.", call, registry=registry
-        )
-        self.handled = Counter(
-            "grpc_server_handled",
-            "Calls completed on the server, by code, failed and cancelled ones too.",
-            (*call, "grpc_code"),
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            "grpc_server_handling_seconds",
-            "Seconds from the handler's start to its end.",
-            call,
-            buckets=SECONDS,
-            registry=registry,
-        )
+        self.calls = CallMetrics(registry)
         self.refused = Counter(
             "serendip_refused",
             "Calls refused before they were begun: too many in flight, late, or stopping.",
@@ -133,38 +122,85 @@ class BatchMetrics:
 # --- counting calls ----------------------------------------------------------------------
 
 
-class MethodMeter:
-    """Counts and times one method's calls; its label children are looked up once.
+class CallMetrics(Collector):
+    """The grpc_server_* families, made of what the methods have counted when somebody scrapes."""
 
-    Args:
-        method: its full name, /SERVICE/METHOD.
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._meters: list[MethodMeter] = []
+        registry.register(self)
+
+    def meter(self, method: str, grpc_type: str = "unary") -> MethodMeter:
+        """What counts one method's calls.
+
+        Args:
+            method: its full name, /SERVICE/METHOD.
+        """
+        made = MethodMeter(method, grpc_type)
+        self._meters.append(made)
+        return made
+
+    def collect(self) -> Iterable[Metric]:
+        """The families as they stand now."""
+        names = ("grpc_type", "grpc_service", "grpc_method")
+        started = CounterMetricFamily(
+            "grpc_server_started", "Calls started on the server.", labels=names
+        )
+        handled = CounterMetricFamily(
+            "grpc_server_handled",
+            "Calls completed on the server, by code, failed and cancelled ones too.",
+            labels=(*names, "grpc_code"),
+        )
+        seconds = HistogramMetricFamily(
+            "grpc_server_handling_seconds",
+            "Seconds from the handler's start to its end.",
+            labels=names,
+        )
+        for meter in list(self._meters):
+            meter.add_to(started, handled, seconds)
+        return started, handled, seconds
+
+
+class MethodMeter:
+    """Counts and times one method's calls, in plain numbers of the event loop's thread.
+
+    An increment of a metric takes a lock, and every call would pay for five of them.
     """
 
-    def __init__(self, metrics: ServerMetrics, method: str, grpc_type: str = "unary") -> None:
+    def __init__(self, method: str, grpc_type: str) -> None:
+        """See ``CallMetrics.meter``."""
         service, _, name = method.removeprefix("/").rpartition("/")
         self._labels = (grpc_type, service, name)
-        self._metrics = metrics
-        self._started = metrics.started.labels(*self._labels)
-        self._seconds = metrics.seconds.labels(*self._labels)
-        self._handled: dict[str, Any] = {}
-        self._child("OK")  # so that a rate of errors has its denominator from the first scrape
-
-    def _child(self, code: str) -> Any:
-        if code not in self._handled:
-            self._handled[code] = self._metrics.handled.labels(*self._labels, code)
-        return self._handled[code]
+        self._started = 0
+        # So that a rate of errors has its denominator from the first scrape.
+        self._handled = {"OK": 0}
+        self._buckets = [0] * (len(SECONDS) + 1)  # the last one: longer than all
+        self._seconds = 0.0
 
     def start(self) -> float:
         """Counts a call that begins; returns what ``end`` wants to know."""
-        self._started.inc()
+        self._started += 1
         return time.perf_counter()
 
     def end(self, started: float, code: str) -> float:
         """Counts a call that ends, by its code's name; returns the seconds that it took."""
         seconds = time.perf_counter() - started
-        self._seconds.observe(seconds)
-        self._child(code).inc()
+        self._seconds += seconds
+        self._buckets[bisect_left(SECONDS, seconds)] += 1
+        self._handled[code] = self._handled.get(code, 0) + 1
         return seconds
+
+    def add_to(
+        self,
+        started: CounterMetricFamily,
+        handled: CounterMetricFamily,
+        seconds: HistogramMetricFamily,
+    ) -> None:
+        """Adds what was counted so far; any thread's."""
+        started.add_metric(self._labels, self._started)
+        for code, count in list(self._handled.items()):
+            handled.add_metric((*self._labels, code), count)
+        upto = list(accumulate(self._buckets))
+        seconds.add_metric(self._labels, list(zip(_EDGES, upto, strict=True)), self._seconds)
 
 
 # --- the page ----------------------------------------------------------------------------

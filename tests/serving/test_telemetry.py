@@ -129,9 +129,9 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def test_latency_has_buckets_where_lookups_and_live_plans_lie() -> None:
     registry = CollectorRegistry()
-    seconds = ServerMetrics(registry).seconds.labels("unary", "s", "m")
-    for value in (0.00015, 4.0):
-        seconds.observe(value)
+    meter = ServerMetrics(registry).calls.meter("/s/m")
+    for seconds in (0.0015, 4.0):
+        assert meter.end(time.perf_counter() - seconds, "OK") >= seconds
 
     def upto(edge: str) -> float | None:
         return registry.get_sample_value(
@@ -139,7 +139,9 @@ def test_latency_has_buckets_where_lookups_and_live_plans_lie() -> None:
             {"grpc_type": "unary", "grpc_service": "s", "grpc_method": "m", "le": edge},
         )
 
-    assert (upto("0.0001"), upto("0.0002"), upto("2.0"), upto("5.0")) == (0, 1, 1, 2)
+    # The first of them took a little longer than that on a busy machine.
+    assert (upto("0.001"), upto("2.0"), upto("5.0"), upto("+Inf")) == (0, 1, 2, 2)
+    assert {upto(edge) for edge in ("0.0001", "0.0002", "0.0005")} == {0}
 
 
 def test_the_page_is_scraped_over_http() -> None:
