@@ -74,3 +74,32 @@ def until(condition: Callable[[], bool], seconds: float = 40) -> None:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def check_overload(
+    name: str, most: float, over: dict[str, Any], grown: float, after: dict[str, Any]
+) -> None:
+    """Tells what came of a load beyond ``most`` calls a second; no code may be of another kind.
+
+    Args:
+        over, after: what ``run`` returned for it, and for a bearable one after it.
+        grown: MiB that the server has more.
+    """
+    show(
+        name,
+        capacity=round(most),
+        offered=round(over["offered_per_s"]),
+        answered=round(over["answered_per_s"]),
+        codes=over["codes"],
+        answered_ms=over["answered_ms"],
+        refused_ms=over["refused_ms"],
+        client_lag_ms=over["lag_ms"],
+        grown_mib=round(grown, 1),
+        after=after["codes"],
+        after_by_second=after["by_second"],
+    )
+    assert over["without_retry_info"] == 0
+    # CANCELLED is what gRPC's core says of calls that it would not keep.
+    codes = {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE"}
+    assert set(over["codes"]) <= codes, over["says"]
+    assert over["codes"]["OK"] > 0

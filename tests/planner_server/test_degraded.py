@@ -161,14 +161,16 @@ def test_a_retriever_that_never_answers_costs_the_callers_deadline_and_no_more(
         ):
             for via in ("server", "client"):
                 async with AsyncSerendipClient(
-                    planner.address, retriever.address, timeout_s=0.8
+                    planner.address, retriever.address, timeout_s=0.3
                 ) as client:
                     with pytest.raises(DeadlineSpent):
                         await client.recommend([], STORED, 3, via=via)
-                    rows = await client.recommend_batch(
-                        [RecommendQuery([], STORED, 3), RecommendQuery([], "nobody", 3)]
-                    )
-                    assert isinstance(rows[0].error, DeadlineSpent), "in time, and as a row"
+            # What is kept of the time to answer in is a share of it, and machines stall.
+            async with AsyncSerendipClient(planner.address, timeout_s=4) as client:
+                rows = await client.recommend_batch(
+                    [RecommendQuery([], STORED, 3), RecommendQuery([], "nobody", 3)]
+                )
+                assert isinstance(rows[0].error, DeadlineSpent), "in time, and as a row"
             monkeypatch.setattr(recommend, "_LONGEST_S", 0.3)
             async with grpc.aio.insecure_channel(planner.address) as channel:
                 request = recommender_pb2.RecommendRequest(context_item_id=STORED, k=1)
@@ -326,7 +328,7 @@ def test_a_live_plan_leaves_the_retriever_its_time(serving: Any, via: Any) -> No
         async with (
             serve("retriever", retriever_service(TREE).services()) as retriever,
             planner_server(live, retriever.address) as (planner, _),
-            AsyncSerendipClient(planner.address, retriever.address, timeout_s=3.0) as client,
+            AsyncSerendipClient(planner.address, retriever.address, timeout_s=4.0) as client,
         ):
             rows = await client.recommend_batch(
                 [RecommendQuery([], item, 3) for item in (WITHOUT, STORED, WITHOUT)], via=via
@@ -335,6 +337,6 @@ def test_a_live_plan_leaves_the_retriever_its_time(serving: Any, via: Any) -> No
             assert sources == [PlanSource.FALLBACK, PlanSource.STORE, PlanSource.FALLBACK]
             assert all(len(row.require().candidates) == 3 for row in rows)
         assert len(slow.had) == 2
-        assert all(0 < had < 0.75 * 3.0 for had in slow.had)
+        assert all(0 < had < 0.75 * 4.0 for had in slow.had)
 
     running(body)
