@@ -65,7 +65,6 @@ class LivePlanner:
 
     Attributes:
         style: name of the prompt's style.
-        batch_s: seconds that a batch takes, by the recent ones; 0 before the first.
     """
 
     def __init__(
@@ -78,8 +77,8 @@ class LivePlanner:
     ) -> None:
         """Starts the workers, and returns when they plan. Raises SerendipError: they cannot."""
         self.style = setup.style
-        self.batch_s = 0.0
         self.kept = kept
+        self._batch_s = 0.0  # by the recent ones; 0 before the first
         self._metrics = metrics if metrics is not None else LiveMetrics()
         self._looks = STYLES[setup.style].looks
         self._seats: list[Seat] = []
@@ -142,6 +141,14 @@ class LivePlanner:
         else:
             self._metrics.shared.inc()
         return await self._await(key, run, deadline)
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds that a batch takes, by the recent ones; 0 where none is in hand.
+
+        Else one that was held up would turn everybody away, and no batch would correct it.
+        """
+        return self._batch_s if self.busy else 0.0
 
     @property
     def waiting(self) -> int:
@@ -234,7 +241,7 @@ class LivePlanner:
         finally:
             self._turns.put(seat)
         took_s = time.monotonic() - began
-        self.batch_s = took_s if not self.batch_s else 0.5 * (self.batch_s + took_s)
+        self._batch_s = took_s if not self._batch_s else 0.5 * (self._batch_s + took_s)
         return rows
 
     def _plan(self, seat: Seat, queries: Sequence[Query]) -> list[Result]:

@@ -101,12 +101,12 @@ class PlannerService:
         """A live plan for an item that the catalogue does not have."""
         self._check_tree(request.tree_version)
         check_range(request.k, "k", 1, 8)
+        versions = self._serving.versions  # of the model that is asked, whatever is swapped in
         query = Query(read_content(request), exclude=self._excluded(request))
         plan = plan_message(await self._live().plan(query, call.deadline))
         del plan.clusters[request.k :]
         return planner_pb2.PlanContentResponse(
-            plan=plan,
-            versions=versions_to_proto(replace(self._serving.versions, plans_version="")),
+            plan=plan, versions=versions_to_proto(replace(versions, plans_version=""))
         )
 
     async def Resolve(

@@ -291,17 +291,17 @@ def _serialised(message: Message) -> bytes:
 
 def batches(requests: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
     """Serialised RetrieveBatchRequests of all requests in order, each with how many it has."""
-    fields = [field(_REQUEST, request) for request in requests]
-    start = 0
-    while start < len(fields):
-        end, size = start, 0
-        while end < min(len(fields), start + MAX_RETRIEVALS):
-            size += len(fields[end])
-            if size > _BATCH_BYTES and end > start:
-                break
-            end += 1
-        yield end - start, b"".join(fields[start:end])
-        start = end
+    fields: list[bytes] = []
+    size = 0
+    for request in requests:
+        one = field(_REQUEST, request)
+        if fields and (len(fields) == MAX_RETRIEVALS or size + len(one) > _BATCH_BYTES):
+            yield len(fields), b"".join(fields)
+            fields, size = [], 0
+        fields.append(one)
+        size += len(one)
+    if fields:
+        yield len(fields), b"".join(fields)
 
 
 def rows_of(raw: bytes, count: int) -> list[Answer]:

@@ -13,6 +13,7 @@ import asyncio
 import functools
 import inspect
 import queue
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -69,6 +70,7 @@ class _Connection:
             self._hedging = Hedging(hedge_after_s)
         self._channels: dict[tuple[str, bool], Any] = {}
         self._callables: dict[tuple[str, bool, bool], Any] = {}
+        self._making = threading.Lock()
 
     def _callable(self, call: Call, second: bool = False) -> Any:
         """What begins a call; made at the first use, so within the event loop it belongs to.
@@ -79,12 +81,13 @@ class _Connection:
         key = (call.path, call.raw, second)
         found = self._callables.get(key)
         if found is None:
-            channel = self._channel(call.service, second)
-            if call.raw:
-                found = channel.unary_unary(call.path)
-            else:
-                found = getattr(_STUBS[call.service](channel), call.method)
-            self._callables[key] = found
+            with self._making:  # threads share a client, and a channel is closed with it
+                channel = self._channel(call.service, second)
+                if call.raw:
+                    found = channel.unary_unary(call.path)
+                else:
+                    found = getattr(_STUBS[call.service](channel), call.method)
+                self._callables[key] = found
         return found
 
     def _options(self, timeout_s: float) -> dict[str, Any]:
@@ -379,6 +382,8 @@ class AsyncSerendipClient(_Connection):
                     if error is None:
                         hedging.answered(call.method, time.monotonic() - began)
                         return task.result()
+                    if not isinstance(error, grpc.RpcError):  # of this side: another fails alike
+                        raise error
                     failed.append(error)
                 if not open_ or is_final(failed[-1]):
                     raise likeliest(failed)

@@ -435,3 +435,18 @@ def test_many_calls_share_one_async_client(servers: tuple[Tiers, str, str]) -> N
         ]
 
     asyncio.run(main())
+
+
+def test_what_is_wrong_on_this_side_is_said_as_such_under_a_hedge() -> None:
+    with (
+        SerendipClient("127.0.0.1:1", hedge=True) as client,
+        pytest.raises(InvalidRequest, match="retriever"),
+    ):
+        client.retriever_info()
+
+    async def body() -> None:
+        async with AsyncSerendipClient("127.0.0.1:1", hedge=True) as client:
+            with pytest.raises(InvalidRequest, match="retriever"):
+                await client.retriever_info()
+
+    asyncio.run(body())
