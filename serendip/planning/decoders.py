@@ -63,12 +63,23 @@ class Decoders:
     ) -> None:
         self._style, self._frames, self._load_one = style, frames, load
         self._patience = patience
-        self._hands = [self._hand() for _ in range(count)]
+        self._count = count
+        self._hands: list[_Hand] = []
+        self._hire()
 
     def load(self, items: Sequence[Source]) -> list[Loaded]:
         """What each item shows, or why it cannot be shown: UnsureError if it may be able to."""
         if not self._style.looks:
             return [load_content(item, self._style, self._frames) for item in items]
+        self._hire()
+        try:
+            return self._loaded(items)
+        except BaseException:
+            # What is in hand now would be taken for the next items.
+            self.close()
+            raise
+
+    def _loaded(self, items: Sequence[Source]) -> list[Loaded]:
         found: dict[int, Loaded] = {}
         deaths = [0] * len(items)
         waiting = deque(range(len(items)))
@@ -96,13 +107,17 @@ class Decoders:
                 hand.at = None
         return [found[at] for at in range(len(items))]
 
+    def _hire(self) -> None:
+        while len(self._hands) < self._count:
+            self._hands.append(self._hand())
+
     def _hand(self) -> _Hand:
         return _Hand(self._style, self._frames, self._load_one, self._patience)
 
     def close(self) -> None:
         """Ends the processes."""
-        for hand in self._hands:
-            hand.close()
+        while self._hands:
+            self._hands.pop().close()
 
     def __enter__(self) -> Decoders:
         return self

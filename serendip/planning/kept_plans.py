@@ -10,6 +10,7 @@ What cannot be written costs the files, never a plan. Knows no model and no gRPC
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -112,9 +113,11 @@ class KeptPlans:
         holds = row.stale_key == self._key(item, own, media)
         with self._changed:
             if self._rows.get(item.item_id) is row:
-                if not holds:
+                if holds:
+                    self._media[item.item_id] = media
+                else:
                     del self._rows[item.item_id]
-                self._media[item.item_id] = media
+                    self._media.pop(item.item_id, None)
         return row.plan if holds else None
 
     def keep(self, item: Item, own: int | None, media: Media, plan: bytes) -> None:
@@ -204,5 +207,6 @@ def _clear(root: Path) -> None:
         if folder.is_dir() and not (root / "planner" / folder.name).exists():
             shutil.rmtree(folder, ignore_errors=True)
     for path in (root / FOLDER).glob("*/*.partial"):
-        if time.time() - path.stat().st_mtime > _LEFT_S:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just finished it
+            if time.time() - path.stat().st_mtime > _LEFT_S:
+                path.unlink()

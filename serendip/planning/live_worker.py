@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ from serendip.planning.rows import Media, hash_media
 from serendip.planning.views import View
 from serendip.planning.workers import Setup, WorkerGoneError, work
 from serendip.progress import Seconds, timed
+
+_log = logging.getLogger(__name__)
 
 # Somebody waits for it, and for whatever is in a batch with it.
 _PATIENCE = Patience(seconds=20.0, cpu_seconds=5.0, deaths=2)
@@ -262,9 +265,17 @@ class Seat:
         """Starts another worker, at once if the one that died had opened the planner."""
         self._delay_s = 0.0 if begun else min(2 * self._delay_s or 1.0, _MAX_DELAY_S)
         with self._changed:
-            if self._changed.wait_for(lambda: self._closed, self._delay_s) or self._closed:
-                return
-            self._hand = _Hand(self._setup, self._renew)
+            while True:
+                if self._changed.wait_for(lambda: self._closed, self._delay_s) or self._closed:
+                    return
+                try:
+                    self._hand = _Hand(self._setup, self._renew)
+                    break
+                except (OSError, EOFError) as e:  # no memory or descriptors now
+                    self._delay_s = min(2 * self._delay_s or 1.0, _MAX_DELAY_S)
+                    _log.error(
+                        "no live worker can be started (%s): again in %g s", e, self._delay_s
+                    )
             self._changed.notify_all()
         self._on_renewed()
 
