@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 _SECURE = "Who may call"
 _TOLD = "Logs and traces"
 _BOUNDS = "Bounds"
+
+# gRPC's core takes a C int: of milliseconds, of bytes, and of twice the calls that may wait.
+_MOST_S = 2_147_483
+_MOST_MIB = 2047
+_MOST_COUNT = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class ServerFlags:
         int,
         Option(
             min=1,
+            max=_MOST_COUNT,
             help="Calls that may wait before a process has looked at them.",
             rich_help_panel=_BOUNDS,
         ),
@@ -70,6 +77,7 @@ class ServerFlags:
         int,
         Option(
             min=1,
+            max=_MOST_COUNT,
             help="Calls that one connection may have open at a time.",
             rich_help_panel=_BOUNDS,
         ),
@@ -78,6 +86,7 @@ class ServerFlags:
         int | None,
         Option(
             min=1,
+            max=_MOST_COUNT,
             help="Connections a process takes; unset: any number.",
             rich_help_panel=_BOUNDS,
         ),
@@ -86,17 +95,20 @@ class ServerFlags:
         float | None,
         Option(
             min=1,
+            max=_MOST_S,
             help="Age at which a connection is renewed, seconds; unset: never.",
             rich_help_panel=_BOUNDS,
         ),
     ] = None
     max_request_mib: Annotated[
-        float, Option(min=0.01, help="Largest request, MiB.", rich_help_panel=_BOUNDS)
+        float,
+        Option(min=0.01, max=_MOST_MIB, help="Largest request, MiB.", rich_help_panel=_BOUNDS),
     ] = 32
     keepalive_s: Annotated[
         float,
         Option(
             min=1,
+            max=_MOST_S,
             help="Silence after which a connection is probed, seconds.",
             rich_help_panel=_BOUNDS,
         ),
@@ -166,7 +178,8 @@ class ServerFlags:
         """What a server is started with; reads the files once, so that a bad one ends it at once.
 
         Raises:
-            InvalidRequest: flags do not fit together, or a file cannot be used; names the flag.
+            InvalidRequest: a number is not finite, flags do not fit together, or a file cannot be
+                used; names the flag.
         """
         from serendip.serving.guard import Rate
         from serendip.serving.server import ServerOptions
@@ -174,6 +187,7 @@ class ServerFlags:
         from serendip.serving.tokens import read_tokens
         from serendip.serving.tracing import Otlp
 
+        self._check_finite()
         tls = TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
         tls.read()
         if self.tls_client_ca is not None and self.tls_cert is None:
@@ -209,6 +223,18 @@ class ServerFlags:
             log_calls=calls,
             otlp=Otlp(self.otlp, self.otlp_share) if self.otlp else None,
         )
+
+    def _check_finite(self) -> None:
+        # "inf" is a float to the command line, and not every flag has a largest value.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidRequest(
+                    "must be a finite number",
+                    field=f"--{field.name.replace('_', '-')}",
+                    value=value,
+                    remedy="Choose a number.",
+                )
 
     def _limit(self) -> tuple[float, float] | None:
         """Calls a second, and at once."""

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from socketserver import ThreadingMixIn
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -218,7 +219,14 @@ class MetricsServer(NamedTuple):
         self.server.server_close()
 
 
+class _Page(ThreadingMixIn, WSGIServer):
+    # A connection that says nothing keeps neither a scrape nor a stop waiting.
+    daemon_threads = True
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = 5  # seconds of silence, after which a connection is closed
+
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape every few seconds is no news."""
 
@@ -233,7 +241,7 @@ def start_metrics_server(registry: CollectorRegistry, port: int, host: str) -> M
         InvalidRequest: the address cannot be bound.
     """
     try:
-        server = make_server(host, port, make_wsgi_app(registry), handler_class=_Quiet)
+        server = make_server(host, port, make_wsgi_app(registry), _Page, _Quiet)
     except (OSError, OverflowError) as error:
         raise InvalidRequest(
             f"cannot listen on {host}: {error}",

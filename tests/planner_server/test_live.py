@@ -110,24 +110,28 @@ def nodes(data):
     return [c.node_id for c in decode_plan(data).clusters]
 
 
-def test_the_same_query_is_run_once(up, tmp_path):
+def test_the_same_query_is_run_once(up, gate, tmp_path):
     query = Query(tiny_planner.item_of(tmp_path), None)
     same = Query(tiny_planner.item_of(tmp_path), None)
     upload = Upload("x", thumbnail=tiny_planner.picture(tmp_path / "x.png").read_bytes())
     rows, shared = up.value("batch_rows_sum"), up.value("shared_total")
 
     async def ask():
-        return await asyncio.gather(
-            *(up.planner.plan(q, None) for q in (query, same, query)),
-            *(up.planner.plan(Query(replace(upload)), None) for _ in range(3)),
-            up.planner.plan(replace(query, constraint=Constraint.NONE, exclude=(4,)), None),
-        )
+        # None may end before the digests of all uploads are made, which is in threads.
+        async with gate.held(up.planner):
+            asked = asyncio.gather(
+                *(up.planner.plan(q, None) for q in (query, same, query)),
+                *(up.planner.plan(Query(replace(upload)), None) for _ in range(3)),
+                up.planner.plan(replace(query, constraint=Constraint.NONE, exclude=(4,)), None),
+            )
+            await until(lambda: up.value("shared_total") == shared + 4)
+        return await asked
 
     found = up.run(ask())
     assert found[0] == found[1] == found[2]
     assert found[3] == found[4] == found[5]
     assert 4 not in nodes(found[6])
-    assert up.value("batch_rows_sum") == rows + 3
+    assert up.value("batch_rows_sum") == rows + 2 + 3  # what held the worker, and these
     assert up.value("shared_total") == shared + 4
     assert not up.planner.busy
 

@@ -161,7 +161,8 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(stage: Stage) -> None:
         assert workers[1] in children(server.process.pid), "the other one was ended too"
         show("planner kill", codes=seen["codes"], says=seen["says"])
         assert set(seen["codes"]) <= {"OK", "UNAVAILABLE"}, seen["says"]
-        assert seen["codes"].get("UNAVAILABLE", 0) < 0.1 * seen["codes"]["OK"]
+        # Those in flight on its connections, and those that came before they were made anew.
+        assert seen["codes"].get("UNAVAILABLE", 0) < 0.25 * seen["codes"]["OK"]
         assert seen["wrong"] == 0
         assert server.stop() == 0
     assert stage.log().count("ended with -9") == 1

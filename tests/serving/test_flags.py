@@ -21,10 +21,10 @@ from certificates import Authority
 from faults import until
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from running import replace_file
+from running import in_thread, replace_file
 
 from serendip.core import InvalidRequest
-from serendip.serving.flags import ServerFlags
+from serendip.serving.flags import _MOST_COUNT, _MOST_MIB, _MOST_S, ServerFlags
 from serendip.serving.guard import Rate
 from serendip.serving.logs import LogCalls, LogFormat
 from serendip.serving.server import ServerOptions
@@ -146,6 +146,45 @@ def test_a_file_that_is_no_good_ends_a_server_with_one_line(workers: str) -> Non
         r"got '/no/such/file'\. One 'NAME TOKEN' a line; .*\n",
         err,
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--connection-age-s", "2147484"),
+        ("--keepalive-s", "1e300"),
+        ("--max-request-mib", "2048"),
+        ("--max-pending", "1100000000"),
+        ("--max-streams", "2147483648"),
+        ("--max-connections", "2147483648"),
+        ("--keepalive-s", "nan"),
+        ("--poll-s", "inf"),
+    ],
+)
+def test_a_number_that_cannot_be_taken_ends_a_server_by_name(flag: str, value: str) -> None:
+    with start(flag, value) as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert flag in err
+    assert "Traceback" not in err
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    largest: dict[str, Any] = {
+        "connection_age_s": _MOST_S,
+        "keepalive_s": _MOST_S,
+        "max_request_mib": _MOST_MIB,
+        "max_pending": _MOST_COUNT,
+        "max_streams": _MOST_COUNT,
+        "max_connections": _MOST_COUNT,
+    }
+    options = ServerFlags(**largest).options()
+    with (
+        in_thread(lambda: toy.Toy().services(), options) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        assert stub.Retrieve(toy.request("ok"), timeout=10).unknown_history_items == 7
 
 
 def test_workers_share_tokens_and_say_nothing_that_is_secret(tmp_path: Path) -> None:
