@@ -66,6 +66,20 @@ def test_an_item_that_kills_its_decoder_is_named_and_harms_no_other(item, how, r
         assert pool.load(items[:1])[0].images
 
 
+def test_what_was_in_hand_when_a_load_failed_is_not_taken_for_another_item(item, monkeypatch):
+    items = [item("slow", "slow"), item("deadly", "exit"), item("a", "a"), item("b", "b")]
+    with Decoders(2, LOOKS, 0, deadly.load) as pool:
+        with monkeypatch.context() as patched:
+
+            def no_more():
+                raise OSError("no memory")
+
+            patched.setattr(pool, "_hand", no_more)  # as where a process cannot be started
+            with pytest.raises(OSError, match="no memory"):
+                pool.load(items[:2])
+        assert [found.title for found in pool.load(items[2:])] == ["a", "b"]
+
+
 def test_an_item_that_hangs_is_given_up(item):
     with Decoders(1, LOOKS, 0, deadly.load, Patience(seconds=2.0, deaths=2)) as pool:
         found = pool.load([item("slow", "hang"), item("a")])
