@@ -16,6 +16,8 @@ def load(item, style, frames):
         os._exit(7)
     if item.title == "hang":
         time.sleep(1000)
+    if item.title == "late":
+        time.sleep(1)
     while item.title == "spin":
         pass
     if item.title == "bug":

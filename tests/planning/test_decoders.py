@@ -67,7 +67,7 @@ def test_an_item_that_kills_its_decoder_is_named_and_harms_no_other(item, how, r
 
 
 def test_what_was_in_hand_when_a_load_failed_is_not_taken_for_another_item(item, monkeypatch):
-    items = [item("slow", "slow"), item("deadly", "exit"), item("a", "a"), item("b", "b")]
+    items = [item("late", "late"), item("deadly", "exit"), item("a", "a"), item("b", "b")]
     with Decoders(2, LOOKS, 0, deadly.load) as pool:
         with monkeypatch.context() as patched:
 
