@@ -142,8 +142,13 @@ class _Hand:
         self._process = processes.Process(
             target=_decode, args=(theirs, style, frames, load, patience)
         )
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except BaseException:
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
 
     def give(self, at: int, item: Source) -> None:
         """Puts an item into its hand."""

@@ -154,10 +154,17 @@ class KeptPlans:
             self._media.pop(gone, None)
 
     def _read(self, paths: Sequence[Path]) -> None:
+        bad: list[str] = []
         for path in reversed(paths):
-            if not torn(path):
-                for row in pq.read_table(path).to_pylist():
-                    self._put(Row(**row))
+            try:
+                rows = [] if torn(path) else pq.read_table(path).to_pylist()
+            except (OSError, pa.ArrowException, ValueError) as e:
+                bad.append(f"{path.name}: {e}")
+                continue
+            for row in rows:
+                self._put(Row(**row))
+        if bad:
+            self._say(f"{len(bad)} files cannot be read, the last of them {bad[-1]}")
 
     # --- the writer's thread -------------------------------------------------------------
 

@@ -271,7 +271,7 @@ class Seat:
                 try:
                     self._hand = _Hand(self._setup, self._renew)
                     break
-                except (OSError, EOFError) as e:  # no memory or descriptors now
+                except Exception as e:  # no memory, threads or descriptors now
                     self._delay_s = min(2 * self._delay_s or 1.0, _MAX_DELAY_S)
                     _log.error(
                         "no live worker can be started (%s): again in %g s", e, self._delay_s
@@ -291,8 +291,13 @@ class _Hand:
         self._sending, self._changing = Lock(), Lock()
         self._connection, theirs = processes.Pipe()
         self._process = processes.Process(target=work, args=(theirs, partial(LiveWorker, setup)))
-        self._process.start()
-        theirs.close()
+        try:
+            self._process.start()
+        except BaseException:
+            self._connection.close()
+            raise
+        finally:
+            theirs.close()
         # A server that ends without closing would wait for the worker, and that for the server.
         atexit.register(self._process.kill)
         self._begun = self._give([])

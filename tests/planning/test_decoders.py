@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serendip.core import Item, MediaError
-from serendip.planning.decoders import Decoders, Patience, UnsureError
+from serendip.planning.decoders import Decoders, Patience, UnsureError, processes
 from serendip.planning.prompt import STYLES, load_content
 
 LOOKS = STYLES["video_cot"]
@@ -78,6 +78,18 @@ def test_what_was_in_hand_when_a_load_failed_is_not_taken_for_another_item(item,
             with pytest.raises(OSError, match="no memory"):
                 pool.load(items[:2])
         assert [found.title for found in pool.load(items[2:])] == ["a", "b"]
+
+
+def test_a_decoder_that_cannot_be_started_leaves_no_pipe(monkeypatch):
+    def no_more(process):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(processes.Process, "start", no_more)
+    made, pipe = [], processes.Pipe
+    monkeypatch.setattr(processes, "Pipe", lambda: made.append(pipe()) or made[-1])
+    with pytest.raises(OSError, match="no memory"):
+        Decoders(1, LOOKS, 0)
+    assert [end.closed for ends in made for end in ends] == [True, True]
 
 
 def test_an_item_that_hangs_is_given_up(item):

@@ -131,6 +131,36 @@ def test_a_folder_that_is_no_good_costs_no_call(root, opened, tmp_path, fault, c
         assert opened().get(item, 4) == b"plan"
 
 
+def test_chunks_that_cannot_be_read_cost_no_other(root, opened, tmp_path, caplog):
+    items = [tiny_planner.item_of(tmp_path, f"i{n}") for n in range(3)]
+    for item in items:
+        keep(kept := opened(), item)
+        kept.close()
+    for path in kept_chunks(root, PLANNER)[1:]:  # the older two; their footers stay whole
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4] + b"\xff" * 60 + whole[64:])
+    with caplog.at_level(logging.ERROR):
+        kept = opened()
+    assert [item.item_id in kept for item in items] == [False, False, True]
+    assert len([r for r in caplog.records if "cannot be read" in r.getMessage()]) == 1
+
+
+def test_a_plan_that_no_longer_holds_leaves_nothing(opened, tmp_path):
+    kept = opened()
+    item = tiny_planner.item_of(tmp_path)
+    keep(kept, item)
+    assert kept.get(item, 5) is None
+    assert item.item_id not in kept._media
+
+
+def test_a_file_that_another_process_finishes_meanwhile_costs_nothing(root, opened, tmp_path):
+    item = tiny_planner.item_of(tmp_path)
+    keep(first := opened(), item)
+    first.close()
+    (root / "live" / PLANNER / "gone.partial").symlink_to(root / "nowhere")  # stat: no such file
+    assert item.item_id in opened()
+
+
 def test_what_is_nobody_s_is_cleared_away(root, opened):
     gone, own = root / "live" / "bbbbbbbbbbbb", root / "live" / PLANNER
     for folder in (gone, own):

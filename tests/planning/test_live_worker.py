@@ -30,6 +30,8 @@ from serendip.core import (
     NotReady,
     SerendipError,
 )
+from serendip.planning import live_worker
+from serendip.planning.decoders import processes
 from serendip.planning.live_worker import Made, Query, Seat
 from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
@@ -243,6 +245,35 @@ def test_a_worker_that_is_killed_while_idle_is_replaced_unasked(seat, renewed, t
     until(lambda: len(renewed) == times + 1)
     assert seat.pid != before
     assert clusters(seat.plan([Query(tiny_planner.item_of(tmp_path))]).rows[0])
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(seat, renewed, tmp_path, monkeypatch):
+    start, failed, times = processes.Process.start, [], len(renewed)
+
+    def fails_twice(process):
+        if len(failed) < 2:
+            failed.append(1)
+            raise RuntimeError("can't start new thread")
+        start(process)
+
+    monkeypatch.setattr(live_worker, "_MAX_DELAY_S", 0.05)
+    monkeypatch.setattr(processes.Process, "start", fails_twice)
+    os.kill(seat.pid, signal.SIGKILL)
+    until(lambda: len(renewed) == times + 1)
+    assert len(failed) == 2
+    assert clusters(seat.plan([Query(tiny_planner.item_of(tmp_path))]).rows[0])
+
+
+def test_a_worker_that_cannot_be_started_leaves_no_pipe(setup, monkeypatch):
+    def no_more(process):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(processes.Process, "start", no_more)
+    made, pipe = [], processes.Pipe
+    monkeypatch.setattr(processes, "Pipe", lambda: made.append(pipe()) or made[-1])
+    with pytest.raises(OSError, match="no memory"):
+        Seat(setup)
+    assert [end.closed for ends in made for end in ends] == [True, True]
 
 
 def test_a_planner_that_cannot_be_opened_is_told(setup, tmp_path):
