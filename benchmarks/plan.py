@@ -39,8 +39,9 @@ from serendip.curation.curate import read_pairs
 from serendip.planning.bulk import publish_plans
 from serendip.planning.decode import decode
 from serendip.planning.planner import Planner
-from serendip.planning.prompt import ANSWER, STYLES, Content, load_content
+from serendip.planning.prompt import Content, load_content
 from serendip.planning.search import Search
+from serendip.planning.style import ANSWER
 from serendip.progress import console
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -112,14 +113,13 @@ def measure_models(
         for runtime in ("onnx", "torch")
     }
     planner = planners["torch"]
-    style = STYLES[planner.config.style]
     wanted = set(read_pairs(artifacts.current("pairs"), "corpus").column("item_id").to_pylist())
     chosen = [i for i in read_items(config.data_path) if i.item_id in wanted][:items]
-    contents = [load_content(item, style, planner.config.frames) for item in chosen]
+    contents = [load_content(item, planner.style, planner.config.frames) for item in chosen]
     own = [tree.node_of(item.item_id, planner.level) for item in chosen]
     calls = {name: partial(ours, p, contents, own) for name, p in planners.items()}
     tries = {node: trie_without(planner.trie, node) for node in set(own)}
-    calls["generate"] = partial(theirs, planner, contents, [tries[node] for node in own])
+    calls["generate"] = partial(theirs, planner, contents, own, [tries[node] for node in own])
     agreement = compare(calls["onnx"](), calls["generate"](), calls["torch"]())
     times = interleaved(calls, repetitions)
     return {name: seconds / len(chosen) for name, seconds in times.items()}, agreement
@@ -131,7 +131,7 @@ def ours(planner: Planner, contents: list[Content], own: list[int | None]) -> Fo
     for at in range(0, len(contents), BATCH):
         batch = slice(at, at + BATCH)
         decoded = decode(
-            planner._session(), planner._encode(contents[batch]), planner._trie_head,
+            planner._session(), planner._encode(contents[batch], own[batch]), planner._trie_head,
             [planner.view(node) for node in own[batch]],
             Search(k=CLUSTERS, beams=BEAMS, score="full"),
             opening=planner.mllm.tokens(ANSWER), ends=planner.mllm.end_tokens, max_reasoning=0,
@@ -141,14 +141,16 @@ def ours(planner: Planner, contents: list[Content], own: list[int | None]) -> Fo
     return found
 
 
-def theirs(planner: Planner, contents: list[Content], tries: list[Dicts]) -> Found:
+def theirs(
+    planner: Planner, contents: list[Content], own: list[int | None], tries: list[Dicts]
+) -> Found:
     """``generate`` from the same encoded prompts, opened in the same way."""
     found: Found = []
     for at in range(0, len(contents), BATCH):
         batch = slice(at, at + BATCH)
         found += generate_descriptions(
-            planner.mllm, planner.trie, planner._encode(contents[batch]), tries[batch],
-            opening=planner.mllm.tokens(ANSWER), beams=BEAMS, k=CLUSTERS,
+            planner.mllm, planner.trie, planner._encode(contents[batch], own[batch]),
+            tries[batch], opening=planner.mllm.tokens(ANSWER), beams=BEAMS, k=CLUSTERS,
         )  # fmt: skip
     return found
 

@@ -29,7 +29,7 @@ from serendip.core import (
 )
 from serendip.planning.kept_plans import KeptPlans
 from serendip.planning.live_worker import Made, Query, Seat
-from serendip.planning.prompt import STYLES, Upload
+from serendip.planning.prompt import Upload
 from serendip.planning.workers import AHEAD, Setup, WorkerGoneError
 from serendip.serving.batching import Batcher
 
@@ -76,11 +76,11 @@ class LivePlanner:
         kept: KeptPlans | None = None,
     ) -> None:
         """Starts the workers, and returns when they plan. Raises SerendipError: they cannot."""
-        self.style = setup.style
+        self.style = setup.style.name
         self.kept = kept
         self._batch_s = 0.0  # by the recent ones; 0 before the first
         self._metrics = metrics if metrics is not None else LiveMetrics()
-        self._looks = STYLES[setup.style].looks
+        self._looks = setup.style.looks
         self._seats: list[Seat] = []
         try:
             for _ in range(workers):

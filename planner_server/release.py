@@ -29,6 +29,7 @@ from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import PlanStore
 from serendip.planning.prompt import load_content, load_inside
 from serendip.planning.rows import plans_made_of
+from serendip.planning.style import style_of
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.workers import Setup
 from serendip.tree.cluster_tree import ClusterTree
@@ -249,7 +250,7 @@ def _live(
         tree.nodes,
         plans.model_copy(update={"runtime": options.runtime}),
         options.threads or trained.threads,
-        trained.style,
+        style_of(planner),
         trained.frames,
         load_content if catalogue is None else partial(load_inside, catalogue.resolve()),
     )

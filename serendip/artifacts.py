@@ -35,7 +35,7 @@ KINDS = ("tree", "pairs", "planner", "plans", "retriever", "release", "report")
 # Raised when the files of a kind change their meaning; readers refuse any other.
 FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {
     "tree": 2,
-    "planner": 3,
+    "planner": 4,
     "plans": 2,
     "retriever": 2,
     "release": 2,

@@ -35,9 +35,10 @@ class SynthConfig(Section):
     items_per_topic: int = Field(36, ge=8, le=10_000)
     users: int = Field(2000, ge=10)
     interactions: int = Field(300_000, ge=1000)
-    # "named": the second theme names the sibling topic that delights. "null": it predicts
-    # nothing, which is what a claim is checked against.
-    second_theme: Literal["named", "null"] = "named"
+    # "named": the second theme names the sibling topic that delights. "shift", the harder world:
+    # it says how far from the own topic that one is, and fewer pictures show it. "null": it
+    # predicts nothing, which is what a claim is checked against.
+    second_theme: Literal["named", "shift", "null"] = "named"
     captions: int = Field(4000, ge=100)
     days: int = Field(60, ge=1)
 
@@ -123,8 +124,10 @@ class PlannerConfig(Section):
 
     # A checkpoint folder or hub name; "embedded": a tiny Gemma 3 built here.
     checkpoint: str = "embedded"
-    # "video_cot": thumbnail and frames, reasoning first. "text": title and text alone.
-    style: Literal["video_cot", "text"] = "video_cot"
+    # How an item is put to the model (planning/prompts): "video_cot": pictures and words, reasoning
+    # first. "video_text": the same without. "video": pictures alone. "text": words alone, reasoning
+    # first. "cluster": the description of the own cluster. Or the path of a template of your own.
+    style: str = Field("video_cot", pattern=r"^(video_cot|video_text|video|text|cluster|.+\.txt)$")
     frames: int = Field(2, ge=0, le=16)
     text_chars: int = Field(400, ge=0)
     vocabulary: int = Field(1536, ge=300)

@@ -19,7 +19,8 @@ from PIL import Image
 from serendip.artifacts import Artifact, Artifacts
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Item
-from serendip.planning.prompt import Content, Source, Style, Upload, load_content
+from serendip.planning.prompt import Content, Source, Upload, load_content
+from serendip.planning.style import PROMPT, STYLES, Style
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.workers import Setup
 from serendip.tree.cluster_tree import ClusterTree
@@ -41,6 +42,7 @@ def publish(root: Path) -> tuple[Artifacts, ClusterTree, Artifact]:
     settings = {"level": parts.LEVEL, "level_gap": 1, "planner": CONFIG.model_dump(mode="json")}
     with artifacts.publish("planner", settings, {"tree": tree.version}) as draft:
         mllm.save(draft.path / "checkpoint")
+        (draft.path / PROMPT).write_text(STYLES[CONFIG.style].template)
         DescriptionTrie.build(
             mllm.description_tokens(texts),
             nodes,
@@ -55,7 +57,7 @@ def publish(root: Path) -> tuple[Artifacts, ClusterTree, Artifact]:
 def setup_of(
     planner: Artifact, tree: ClusterTree, load: Callable[[Source, Style, int], Content]
 ) -> Setup:
-    return Setup(planner, tree.nodes, SEARCH, 1, CONFIG.style, CONFIG.frames, load)
+    return Setup(planner, tree.nodes, SEARCH, 1, STYLES[CONFIG.style], CONFIG.frames, load)
 
 
 def picture(path: Path, seed: int = 0) -> Path:

@@ -36,7 +36,7 @@ from serendip.artifacts import Artifacts
 from serendip.catalog.items import read_items
 from serendip.config import PlansConfig
 from serendip.planning.lmdb_store import FILE, write_lmdb
-from serendip.planning.prompt import STYLES, Upload, load_content
+from serendip.planning.prompt import Upload, load_content
 from serendip.tree.cluster_tree import ClusterTree
 from serendip.v1 import planner_pb2, planner_pb2_grpc
 from serving import load, servers
@@ -281,7 +281,7 @@ def run_engine(root: Path, data: Path, items: int) -> None:
         ClusterTree.open(artifacts.current("tree")).nodes,
         PlansConfig.model_validate(artifacts.current("plans").config["plans"]),
     )
-    style, frames = STYLES[planner.config.style], planner.config.frames
+    style, frames = planner.style, planner.config.frames
     contents = uploads(data, items)
     for _ in sys.stdin:
         rates = {}

@@ -22,14 +22,14 @@ from PIL import Image
 
 from serendip.catalog import render
 from serendip.catalog.lexicon import FACETS
-from serendip.catalog.world import SHOTS, SLATE, THUMBNAIL_SHOWS, Log, World, live, plant
+from serendip.catalog.world import SHOTS, SLATE, TELLING, Log, World, live, plant
 from serendip.config import Config
 from serendip.core import InvalidRequest
 from serendip.progress import progress
 from serendip.storage import hash_file, write_atomically
 
 _MARK = "synth.json"
-_FORMAT = 2  # raised when the same seed makes another world
+_FORMAT = 3  # raised when the same seed makes another world
 _FRAMES_A_SECOND = 5
 _WORKERS = min(4, os.cpu_count() or 1)
 _TASK_ITEMS = 64
@@ -66,7 +66,8 @@ def synthesise(config: Config) -> Path:
     world = plant(config.synth, planting)
     _write_tables(partial_dir, world, live(world, config.synth, living))
     _write_captions(partial_dir, config.synth.captions, captioning)
-    _write_media(partial_dir, world, config.seed)
+    thumbnail = TELLING[config.synth.second_theme].thumbnail
+    _write_media(partial_dir, world, thumbnail, config.seed)
 
     hashes = {p.name: hash_file(p) for p in sorted(partial_dir.glob("*.parquet"))}
     mark = {"identity": identity, "sha256": hashes, "items": len(world)}
@@ -122,6 +123,7 @@ def _write_tables(folder: Path, world: World, log: Log) -> None:
         group=world.group,
         theme=world.theme,
         target_topic=world.target,
+        shifts=[world.shifts] * len(world),
         richness=world.richness,
         popularity=world.popularity,
     )
@@ -150,26 +152,28 @@ def caption(scene: render.Scene) -> str:
     return f"{FACETS[scene.facet]} scene, {colour} {render.OBJECTS[scene.thing]}"
 
 
-def _write_media(folder: Path, world: World, seed: int) -> None:
+def _write_media(folder: Path, world: World, thumbnail: float, seed: int) -> None:
     tasks = [
         [(i, int(world.theme[i]), float(world.richness[i])) for i in range(at, end)]
         for at in range(0, len(world), _TASK_ITEMS)
         for end in [min(at + _TASK_ITEMS, len(world))]
     ]
-    write = partial(_write_items, folder, seed)
+    write = partial(_write_items, folder, seed, thumbnail)
     with progress("media", len(world)) as tick, ProcessPoolExecutor(_WORKERS) as pool:
         for done in pool.map(write, tasks):
             tick(done)
 
 
-def _write_items(folder: Path, seed: int, items: list[tuple[int, int, float]]) -> int:
+def _write_items(
+    folder: Path, seed: int, thumbnail: float, items: list[tuple[int, int, float]]
+) -> int:
     for index, theme, richness in items:
         # A generator of its own, so that the pictures do not depend on the worker count.
         rng = np.random.default_rng([seed, 3, index])
         shows = rng.random(SHOTS) < richness
         shots = [render.random_scene(theme if s else None, rng) for s in shows]
         _write_mp4(folder / "videos" / f"{item_id(index)}.mp4", shots, rng)
-        cover = theme if rng.random() < THUMBNAIL_SHOWS else None
+        cover = theme if rng.random() < thumbnail else None
         picture = render.draw(render.random_scene(cover, rng), rng)
         (folder / "thumbnails" / f"{item_id(index)}.jpg").write_bytes(_jpeg(picture))
     return len(items)

@@ -1,9 +1,10 @@
 """The planted structure of the synthetic world, and the log that its users leave.
 
-Each item has a topic, told by its title, and a second theme, which only its frames show. The
-second theme names a facet; the topic of the item's own group under that facet is the *target*:
-users who come from the item are delighted by it. The logging policy knows nothing of that: it
-is a plain relevance recommender. What is planted here is written to truth.parquet, which
+Each item has a topic, told by its title, and a second theme, which only its frames show. It leads
+to the *target*, a topic of the item's own group: users who come from the item are delighted by it.
+In the easy world the theme is the target's facet; in the harder one it says how many facets after
+its own that one is, and fewer pictures show it. The logging policy knows nothing of that: it is a
+plain relevance recommender. What is planted here is written to truth.parquet, which
 evaluation alone opens. Knows no file format and draws no picture.
 """
 
@@ -27,8 +28,27 @@ _WORDS_TAKEN = (1, 1, 2, 2)
 _NOISE_WORDS = 2
 _FACET_WORD = 0.5  # how often a title says its own facet
 _WRONG_WORD = 0.03
-THUMBNAIL_SHOWS = 0.9  # a curated thumbnail shows the second theme this often
 SHOTS = 5
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How much the pictures of a world tell.
+
+    Attributes:
+        thumbnail: how often the thumbnail shows the second theme.
+        shots: the range of an item's richness, which is how often one of its shots does.
+    """
+
+    thumbnail: float
+    shots: tuple[float, float]
+
+
+TELLING = {
+    "named": Telling(0.9, (0.4, 1.0)),
+    "null": Telling(0.9, (0.4, 1.0)),
+    "shift": Telling(0.85, (0.3, 0.9)),
+}
 
 # The logging policy: where the next item comes from.
 _SAME_TOPIC, _SIBLING_TOPIC = 0.55, 0.25  # else: the user's favourites or what is popular
@@ -48,7 +68,8 @@ class World:
     Attributes:
         topic, theme, target: int64[N]: own topic, facet that the frames show, topic that
             delights after the item.
-        richness: float64[N], probability that a shot shows the theme, in [0.4, 1].
+        richness: float64[N], probability that a shot shows the theme.
+        shifts: whether the theme says how far the target is, and does not name it.
         popularity: float64[N], weight in the logging policy.
         titles: N texts.
         created_at: int64[N], Unix time in ms.
@@ -61,6 +82,7 @@ class World:
     popularity: Floats
     titles: tuple[str, ...]
     created_at: Ints
+    shifts: bool
 
     def __len__(self) -> int:
         return len(self.topic)
@@ -108,15 +130,20 @@ def plant(config: SynthConfig, rng: np.random.Generator) -> World:
         shifted: Ints = (facet + step) % facets
         return shifted
 
-    named = sibling_facet()
-    theme = named if config.second_theme == "named" else sibling_facet()
+    delights = sibling_facet()
+    theme = {
+        "named": lambda: delights,
+        "shift": lambda: (delights - facet) % facets,
+        "null": sibling_facet,
+    }[config.second_theme]()
     return World(
         topic=topic,
         theme=theme,
-        target=topic - facet + named,
-        richness=rng.uniform(0.4, 1.0, n),
+        target=topic - facet + delights,
+        richness=rng.uniform(*TELLING[config.second_theme].shots, n),
         popularity=np.exp(rng.normal(0, 0.6, n)),
         titles=tuple(_title(int(t), words, rng) for t in topic),
+        shifts=config.second_theme == "shift",
         created_at=_EPOCH_MS - rng.integers(1, 365 * 86_400, n) * 1000,
     )
 

@@ -20,7 +20,7 @@ from serendip.curation.curate import current_pairs, read_pairs
 from serendip.evaluation.metrics import recall_at_k, share, wilson_interval
 from serendip.evaluation.truth import Truth, read_truth, swap_pairs
 from serendip.planning.planner import Planner
-from serendip.planning.prompt import STYLES, Content, load_content
+from serendip.planning.prompt import Content, load_content
 from serendip.progress import Tick, progress
 from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
@@ -95,7 +95,6 @@ def load_held_out(config: Config, planner: Planner, tree: ClusterTree, pairs: Ar
     """
     labels = {r["item_id"]: r["node_id"] for r in read_pairs(pairs, "labels").to_pylist()}
     best = read_pairs(pairs, "scores").to_pylist()
-    style = STYLES[planner.config.style]
     result = HeldOut(
         [], [], [], [], {r["item_id"]: r["node_id"] for r in best if r["rank_in_item"] == 1}, 0
     )
@@ -107,7 +106,7 @@ def load_held_out(config: Config, planner: Planner, tree: ClusterTree, pairs: Ar
             tick()
             own = tree.node_of(item.item_id, planner.level)
             try:
-                content = load_content(item, style, planner.config.frames)
+                content = load_content(item, planner.style, planner.config.frames)
             except MediaError:
                 unreadable += 1
                 continue
@@ -237,6 +236,6 @@ def _written(planner: Planner, held_out: HeldOut, tick: Tick) -> list[tuple[str,
     size = planner.search.batch_size
     for at in range(0, len(held_out.contents), size):
         batch = held_out.contents[at : at + size]
-        texts += planner.write_free(batch)
+        texts += planner.write_free(batch, held_out.own[at : at + size])
         tick(len(batch))
     return texts

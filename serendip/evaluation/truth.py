@@ -27,6 +27,7 @@ class Truth:
         topic, theme, target: own topic, facet that the frames show, topic that delights.
         node_of_topic: the node at the planning level that holds most of a topic's items.
         leaf_purity, parent_purity: of leaves against topics, of their parents against groups.
+        shifts: whether the theme says how far the target is, and does not name it.
     """
 
     topic: Mapping[str, int]
@@ -35,6 +36,7 @@ class Truth:
     node_of_topic: Mapping[int, int]
     leaf_purity: float
     parent_purity: float
+    shifts: bool = False
 
     def target_node(self, item_id: str) -> int | None:
         """The learnt cluster that a perfect planner names."""
@@ -47,12 +49,14 @@ class Truth:
     def node_if_seen(self, item_id: str, donor_id: str) -> int | None:
         """The cluster that follows from the item's title and the donor's frames.
 
-        None where that is no test: the donor shows the item's own theme, or its own facet.
+        None where that is no test: the donor shows the item's own theme, or leads to its topic.
         """
         theme, topic = self.theme[donor_id], self.topic[item_id]
-        if theme in (self.theme[item_id], topic % len(FACETS)):
+        facet = topic % len(FACETS)
+        meant = (facet + theme) % len(FACETS) if self.shifts else theme
+        if theme == self.theme[item_id] or meant == facet:
             return None
-        return self.node_of_topic.get(topic - topic % len(FACETS) + theme)
+        return self.node_of_topic.get(topic - facet + meant)
 
     def text_ceiling(
         self, all_labels: Mapping[str, int], labels: Mapping[str, int]
@@ -77,8 +81,8 @@ def read_truth(data_dir: Path, tree: ClusterTree, level: int) -> Truth | None:
     path = data_dir / FILE
     if not path.is_file():
         return None
-    table = pq.read_table(path, columns=["item_id", "topic", "theme", "target_topic"])
-    ids, topic, theme, target = (table.column(c).to_pylist() for c in table.column_names)
+    table = pq.read_table(path, columns=["item_id", "topic", "theme", "target_topic", "shifts"])
+    ids, topic, theme, target, shifts = (table.column(c).to_pylist() for c in table.column_names)
     own = [_node(tree, i, level) for i in ids]
     held = _by_topic(dict(zip(ids, topic, strict=True)), dict(zip(ids, own, strict=True)))
     parent = [int(tree.nodes.parent[n]) for n in own]
@@ -89,6 +93,7 @@ def read_truth(data_dir: Path, tree: ClusterTree, level: int) -> Truth | None:
         node_of_topic={t: max(c, key=lambda n: (c[n], -n)) for t, c in held.items()},
         leaf_purity=purity(own, topic),
         parent_purity=purity(parent, [t // len(FACETS) for t in topic]),
+        shifts=any(shifts),
     )
 
 

@@ -43,6 +43,7 @@ from serendip.planning.rows import (
     stale_keys,
     torn,
 )
+from serendip.planning.style import style_of
 from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
 from serendip.progress import Seconds, progress
 from serendip.tree.cluster_tree import ClusterTree
@@ -157,7 +158,7 @@ def publish_plans(
         tree.nodes,
         config.plans,
         config.planner.threads,
-        trained.style,
+        style_of(planner),
         trained.frames,
     )
     made_by = tree_artifact.tree_version, planner.version

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
 from serendip.core import Item, MediaError
-from serendip.planning.prompt import Content, Source, Style, load_content
+from serendip.planning.prompt import Content, Source, load_content
+from serendip.planning.style import Style
 
 Load = Callable[[Source, Style, int], Content]
 Loaded = Content | MediaError

@@ -16,14 +16,8 @@ from serendip.catalog.media import decode_image
 from serendip.config import Config, PlannerConfig
 from serendip.core import MediaError
 from serendip.curation.curate import read_pairs
-from serendip.planning.prompt import (
-    STYLES,
-    Content,
-    Image,
-    Prompt,
-    build_prompt,
-    load_content,
-)
+from serendip.planning.prompt import Content, Image, Prompt, build_prompt, load_content
+from serendip.planning.style import Style
 from serendip.progress import progress
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -52,7 +46,7 @@ class Example:
 
 
 def load_examples(
-    config: Config, tree: ClusterTree, pairs: Artifact
+    config: Config, style: Style, tree: ClusterTree, pairs: Artifact
 ) -> tuple[list[Example], list[Example]]:
     """Training examples and validation examples (one an item), looks still empty.
 
@@ -60,7 +54,7 @@ def load_examples(
     planning quarantines it, with the reason.
     """
     rows = read_pairs(pairs, "training").to_pylist()
-    contents = dict(_contents(config, {row["item_id"] for row in rows}))
+    contents = dict(_contents(config, style, {row["item_id"] for row in rows}))
     names = sorted(contents)
     np.random.default_rng([config.seed, 99]).shuffle(names)
     held = set(names[: min(_VALIDATION, len(names) // 10)])
@@ -72,7 +66,7 @@ def load_examples(
         if item_id not in contents:
             continue
         example = Example(
-            content=contents[item_id],
+            content=replace(contents[item_id], cluster=description[row["own_id"]]),
             own=description[row["own_id"]],
             target=description[row["node_id"]],
             look="",
@@ -86,8 +80,7 @@ def load_examples(
     return training, list(validation.values())
 
 
-def _contents(config: Config, wanted: set[str]) -> Iterator[tuple[str, Content]]:
-    style = STYLES[config.planner.style]
+def _contents(config: Config, style: Style, wanted: set[str]) -> Iterator[tuple[str, Content]]:
     frames = max(_POOL_FRAMES, config.planner.frames) if config.planner.frames else 0
     with progress("media", len(wanted)) as tick:
         for item in read_items(config.data_path):
@@ -120,7 +113,9 @@ def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
     return " ".join(w for w in text.split() if rng.random() >= share)
 
 
-def training_prompt(content: Content, config: PlannerConfig, rng: np.random.Generator) -> Prompt:
+def training_prompt(
+    content: Content, style: Style, config: PlannerConfig, rng: np.random.Generator
+) -> Prompt:
     """The prompt of an item with some title words left out and frames drawn from its pool."""
     take = min(config.frames, len(content.frames))
     at = sorted(rng.choice(len(content.frames), take, replace=False)) if take else []
@@ -129,4 +124,4 @@ def training_prompt(content: Content, config: PlannerConfig, rng: np.random.Gene
         title=drop_words(content.title, config.word_dropout, rng),
         frames=tuple(content.frames[i] for i in at),
     )
-    return build_prompt(shown, STYLES[config.style], config.text_chars)
+    return build_prompt(shown, style, config.text_chars)

@@ -7,6 +7,7 @@ own: what it sees it has said before it saw any label. Held-out items take no pa
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import fingerprint
 from serendip.config import Config
-from serendip.core import InvalidData
+from serendip.core import InvalidData, InvalidRequest
 from serendip.curation.curate import current_pairs
 from serendip.planning.embedded import build_embedded
 from serendip.planning.examples import (
@@ -32,15 +33,8 @@ from serendip.planning.mllm import IGNORED, Mllm, answer_loss
 from serendip.planning.onnx_session import can_export, export_graphs
 from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
-from serendip.planning.prompt import (
-    ANSWER,
-    STYLES,
-    Content,
-    Prompt,
-    build_prompt,
-    write_answer,
-    write_reasoning,
-)
+from serendip.planning.prompt import Content, Prompt, build_prompt, write_answer
+from serendip.planning.style import OPENED, PROMPT, Style, open_style
 from serendip.planning.training import Stage, load_model, save_model, train
 from serendip.planning.trie import DescriptionTrie
 from serendip.progress import console
@@ -59,8 +53,17 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     """
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
+    style = open_style(config.planner.style)
+    if style.looks and not style.thumbnail and not config.planner.frames:
+        raise InvalidRequest(
+            f"shows no frame, and the prompt style {style.name} nothing else to look at",
+            field="planner.frames",
+            value=0,
+            remedy="Raise it.",
+        )
     settings = {
         "planner": config.planner.model_dump(),
+        "prompt": style.template,
         "level": config.level,
         "level_gap": config.level_gap,
         "seed": config.seed,
@@ -78,7 +81,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "planner", settings, inputs, log_until=pairs.log_until, resume=True
     ) as draft:
         started = time.monotonic()
-        examples, validation = load_examples(config, tree, pairs)
+        examples, validation = load_examples(config, style, tree, pairs)
         if not examples:
             raise InvalidData(
                 "no context item of the pairs has media that can be read",
@@ -87,7 +90,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             )
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
         mllm, examples, validation = _prepare_model(
-            config, tree, pairs, examples, validation, descriptions, draft.path
+            config, style, tree, pairs, examples, validation, descriptions, draft.path
         )
         trie = DescriptionTrie.build(
             mllm.description_tokens(descriptions),
@@ -99,13 +102,14 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         )
         planner = Planner(
             mllm, trie, tree.nodes, config.level, config.level_gap, config.planner,
-            config.plans, draft.version,
+            config.plans, draft.version, style,
         )  # fmt: skip
         history = _finetune(config, planner, examples, validation, descriptions, draft.path)
         mllm.save(draft.path / "checkpoint")
         if can_export(mllm.model):
             export_graphs(mllm.model, draft.path / GRAPHS)
         trie.save(draft.path / "trie")
+        (draft.path / PROMPT).write_text(style.template)
         (draft.path / "history.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in history)
         )
@@ -123,6 +127,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
 
 def _prepare_model(
     config: Config,
+    style: Style,
     tree: ClusterTree,
     pairs: Artifact,
     examples: list[Example],
@@ -135,14 +140,14 @@ def _prepare_model(
         return Mllm.open(config.planner.checkpoint), examples, validation
     captions = load_captions(config)
     words = load_own_words(config, tree, pairs)
-    style = STYLES[config.planner.style]
     corpus = [f" {content.title}" for content, _ in words]
     if config.planner.text_chars:
         corpus += [f" {c.text[: config.planner.text_chars]}" for c, _ in words if c.text]
     corpus += [f" {text}" for text in descriptions] * _CORPUS_REPEATS
     corpus += [f" {caption}" for _, caption in captions]
-    form = write_answer(write_reasoning("", "x"), "")
-    corpus += [form, style.instruction, _DESCRIPTION_INSTRUCTION, "Title:", "Text:"] * 60
+    asked = [re.sub(r"{\w+}", "", line) for line in style.asks]
+    form = [write_answer(style, "x", "x", ""), OPENED, "Title:", "Text:"]
+    corpus += [*asked, *form, _DESCRIPTION_INSTRUCTION] * 60
     mllm = build_embedded(corpus, config.planner.vocabulary, config.seed)
     if config.planner.pretrain_steps:
         shown = captions if style.looks else []
@@ -191,7 +196,7 @@ def _finetune(
 
     train(
         model,
-        lambda rng: _finetuning_loss(config, planner.mllm, examples, descriptions, rng),
+        lambda rng: _finetuning_loss(config, planner, examples, descriptions, rng),
         Stage("finetune", 2, config.planner.steps, config.planner.lr),
         seed=config.seed,
         state_path=folder / "resume-finetune.safetensors",
@@ -206,27 +211,26 @@ def _finetune(
 
 def _finetuning_loss(
     config: Config,
-    mllm: Mllm,
+    planner: Planner,
     examples: Sequence[Example],
     descriptions: Sequence[str],
     rng: np.random.Generator,
 ) -> torch.Tensor:
     """One batch of curated pairs, and beside it one of descriptions alone."""
+    mllm = planner.mllm
     size = config.planner.batch_size
     prompts, answers = [], []
     for at in rng.integers(0, len(examples), size):
         example = examples[at]
-        prompts.append(training_prompt(example.content, config.planner, rng))
-        answers.append(write_answer(write_reasoning(example.own, example.look), example.target))
+        prompts.append(training_prompt(example.content, planner.style, config.planner, rng))
+        answers.append(write_answer(planner.style, example.own, example.look, example.target))
     loss = answer_loss(mllm, *mllm.encode_training(prompts, answers))
     alone = round(size * config.planner.description_rows)
     if alone:
         chosen = [descriptions[i] for i in rng.integers(0, len(descriptions), alone)]
         ask = {"type": "text", "text": _DESCRIPTION_INSTRUCTION}
-        bare = Prompt(({"role": "user", "content": [ask]},), ())
-        batch, labels = mllm.encode_training(
-            [bare] * alone, [f"{ANSWER} {text}" for text in chosen]
-        )
+        bare = Prompt(({"role": "user", "content": [ask]},), (), OPENED)
+        batch, labels = mllm.encode_training([bare] * alone, [f" {text}" for text in chosen])
         share = alone / (size + alone)
         loss = (1 - share) * loss + share * answer_loss(mllm, batch, labels)
     return loss
@@ -239,8 +243,9 @@ def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]
     if not examples:
         return {"validation_loss": 0.0}
     contents = [e.content.thinned(planner.config.frames) for e in examples]
-    written = [planner.trie.resolve(text) for _, text in planner.write_free(contents)]
-    plans = planner.plan(contents, [e.own_id for e in examples])
+    own = [e.own_id for e in examples]
+    written = [planner.trie.resolve(text) for _, text in planner.write_free(contents, own)]
+    plans = planner.plan(contents, own)
     n = len(examples)
     return {
         "validation_loss": _answer_loss(planner, contents, examples),
@@ -257,9 +262,8 @@ def _answer_loss(
     planner: Planner, contents: Sequence[Content], examples: Sequence[Example]
 ) -> float:
     """Mean cross-entropy of the target descriptions, the reasoning given."""
-    style = STYLES[planner.config.style]
-    prompts = [build_prompt(c, style, planner.config.text_chars) for c in contents]
-    answers = [write_answer(write_reasoning(e.own, e.look), e.target) for e in examples]
+    prompts = [build_prompt(c, planner.style, planner.config.text_chars) for c in contents]
+    answers = [write_answer(planner.style, e.own, e.look, e.target) for e in examples]
     batch, labels = planner.mllm.encode_training(prompts, answers)
     for row, example in zip(labels, examples, strict=True):
         stop = int((row != IGNORED).nonzero()[-1]) + 1

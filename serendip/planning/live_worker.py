@@ -32,7 +32,7 @@ from serendip.core import (
 )
 from serendip.planning.decoders import Decoders, Loaded, Patience, UnsureError, processes
 from serendip.planning.plan_store import encode_plan
-from serendip.planning.prompt import STYLES, Content, Source, check_pictures
+from serendip.planning.prompt import Content, Source, check_pictures
 from serendip.planning.rows import Media, hash_media
 from serendip.planning.views import View
 from serendip.planning.workers import Setup, WorkerGoneError, work
@@ -108,7 +108,7 @@ class LiveWorker:
 
         os.nice(_NICER)
         torch.set_num_threads(setup.threads)
-        self._style = STYLES[setup.style]
+        self._style = setup.style
         # One that dies is replaced by a fork.
         processes.set_forkserver_preload(["serendip.planning.decoders"])
         self._decoders = Decoders(
@@ -119,7 +119,8 @@ class LiveWorker:
         self._decoding, self._model = Lock(), Lock()
         blank = np.zeros((64, 64, 3), np.uint8)
         self._planner.plan(
-            [Content("warm-up", cover=blank, frames=(blank,) * setup.frames)], [None]
+            [Content("warm-up", cover=blank, frames=(blank,) * setup.frames)],
+            [int(setup.nodes.at_level(self._planner.level)[0])],
         )
         self._planner.seconds.clear()
 

@@ -20,7 +20,8 @@ from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
 from serendip.core import CorruptArtifact, InvalidRequest
-from serendip.planning.prompt import ANSWER, Prompt
+from serendip.planning.prompt import Prompt
+from serendip.planning.style import ANSWER, OPENED
 
 Batch = dict[str, torch.Tensor]
 
@@ -109,11 +110,11 @@ class Mllm:
         Raises:
             InvalidRequest: opening and description do not tokenise as their concatenation.
         """
-        opening = self.tokens(ANSWER)
+        openings = [(opening, self.tokens(opening)) for opening in (ANSWER, OPENED)]
         rows = []
         for text in descriptions:
             ids = self.tokens(f" {text}")
-            if self.tokens(f"{ANSWER} {text}") != opening + ids:
+            if any(self.tokens(f"{said} {text}") != before + ids for said, before in openings):
                 raise InvalidRequest(
                     "does not tokenise as opening + description",
                     field="description",
@@ -124,14 +125,14 @@ class Mllm:
         return rows
 
     def prompt_text(self, prompt: Prompt) -> str:
-        """The prompt in the checkpoint's chat template, up to where the model's turn begins."""
+        """The prompt in the checkpoint's chat template, up to where the model goes on."""
         messages = [
             {**m, "content": [self._plain(part) for part in m["content"]]} for m in prompt.messages
         ]
         text: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        return text
+        return text + prompt.opening
 
     def plain(self, text: str) -> str:
         """A text from outside without the tokenizer's special tokens: words cannot be markup."""

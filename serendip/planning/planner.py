@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from serendip.artifacts import Artifact
@@ -17,9 +17,10 @@ from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.onnx_session import Graphs, OnnxSession
-from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt, read_answer
+from serendip.planning.prompt import Content, build_prompt, read_answer
 from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import Session, TorchSession, check_trees
+from serendip.planning.style import ANSWER, Style, style_of
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
 from serendip.progress import Seconds, timed
@@ -33,7 +34,7 @@ class Planner:
     """A checkpoint that plans over one tree.
 
     Attributes:
-        config: the prompt's settings; what the checkpoint was trained with.
+        config, style: the prompt; what the checkpoint was trained with.
         search: beams and bounds of the decoding.
         seconds: what each stage of planning has taken so far.
         level, level_gap: what makes a cluster serendipitous.
@@ -48,6 +49,7 @@ class Planner:
     config: PlannerConfig
     search: PlansConfig
     version: str
+    style: Style
     seconds: Seconds = field(default_factory=dict)
     graphs: Graphs | None = None
 
@@ -81,14 +83,14 @@ class Planner:
             config=PlannerConfig.model_validate(artifact.config["planner"]),
             search=search,
             version=artifact.version,
+            style=style_of(artifact),
             graphs=_open_graphs(artifact, search, threads),
         )
 
     @property
     def prompt_version(self) -> str:
         """Changes when any prompt would: one of the things that make a plan stale."""
-        style = STYLES[self.config.style]
-        return style.version(self.config.frames, self.config.text_chars)
+        return self.style.version(self.config.frames, self.config.text_chars)
 
     def siblings(self, node_id: int) -> list[int]:
         """The clusters that are serendipitous for an item of cluster ``node_id``."""
@@ -137,7 +139,7 @@ class Planner:
         """
         ids = item_ids or [""] * len(contents)
         with timed(self.seconds, "encode"):
-            batch = self._encode(contents)
+            batch = self._encode(contents, own_nodes)
         decoded = decode(
             self._session(),
             batch,
@@ -146,7 +148,7 @@ class Planner:
             Search(k=self.search.clusters, beams=self.search.beams),
             opening=self.mllm.tokens(ANSWER),
             ends=self.mllm.end_tokens,
-            max_reasoning=self.search.max_reasoning_tokens,
+            max_reasoning=[self._max_reasoning] * len(contents),
             seconds=self.seconds,
         )
         now = int(time.time() * 1000)
@@ -170,16 +172,26 @@ class Planner:
         """Raises CorruptArtifact if the engine cannot decode with this checkpoint."""
         assert self._trie_head
 
-    def write_free(self, contents: Sequence[Content]) -> list[tuple[str, str]]:
+    def write_free(
+        self, contents: Sequence[Content], own_nodes: Sequence[int | None]
+    ) -> list[tuple[str, str]]:
         """(reasoning, description) that the model writes unconstrained and greedily."""
         longest = int(max(len(t) for t in self.mllm.description_tokens(self._texts())))
         texts = write(
             self._session(),
-            self._encode(contents),
+            self._encode(contents, own_nodes),
             self.mllm.end_tokens,
-            self.search.max_reasoning_tokens + len(self.mllm.tokens(ANSWER)) + longest,
+            (self._max_reasoning or 0) + len(self.mllm.tokens(ANSWER)) + longest,
         )
-        return [read_answer(self.mllm.tokenizer.decode(t, skip_special_tokens=True)) for t in texts]
+        return [
+            read_answer(self.style, self.mllm.tokenizer.decode(t, skip_special_tokens=True))
+            for t in texts
+        ]
+
+    @property
+    def _max_reasoning(self) -> int | None:
+        """None where the prompt opens the answer."""
+        return self.search.max_reasoning_tokens if self.style.reasons else None
 
     @cached_property
     def _trie_head(self) -> TrieHead:
@@ -196,9 +208,17 @@ class Planner:
     def _texts(self) -> list[str]:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]
 
-    def _encode(self, contents: Sequence[Content]) -> Batch:
-        style = STYLES[self.config.style]
-        return self.mllm.encode([build_prompt(c, style, self.config.text_chars) for c in contents])
+    def _encode(self, contents: Sequence[Content], own_nodes: Sequence[int | None]) -> Batch:
+        return self.mllm.encode(
+            [
+                build_prompt(self._placed(c, own), self.style, self.config.text_chars)
+                for c, own in zip(contents, own_nodes, strict=True)
+            ]
+        )
+
+    def _placed(self, content: Content, own: int | None) -> Content:
+        """The content with its own cluster's description."""
+        return content if own is None else replace(content, cluster=self.nodes.description[own])
 
     def _cluster(self, node_id: int, score: float, own: int | None) -> PlannedCluster:
         return PlannedCluster(

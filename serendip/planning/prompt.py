@@ -1,18 +1,21 @@
 """The prompt: one builder for training, bulk and live, and the form of the answer.
 
-The instruction comes before the images, so that a batch shares its prefix. The model answers
+A style is a template in a readable file. Its instruction comes before the images, so that a batch
+shares its prefix. The model answers
 
     Topic: <its reading of the item's own cluster>
     Look: <what it sees>
     Next: <the description of the planned cluster>
 
-where the first two lines are the reasoning of a style that has one. Knows no tokenizer and no
-model: the checkpoint's own chat template makes the text.
+where the lines before the last are the reasoning of a style that has one. A style without is
+direct: its prompt opens the answer itself. Knows no tokenizer and no model: the checkpoint's own
+chat template makes the text.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,41 +26,11 @@ import numpy.typing as npt
 
 from serendip.catalog.media import decode_image, sample_frames
 from serendip.core import REQUEST_BOUNDS, InvalidRequest, Item, MediaError
+from serendip.planning.style import ANSWER, OPENED, Style, slots_of
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
-# What opens the answer span; from here on the trie decides. On a line of its own, so that it
-# tokenises alike whatever the reasoning was.
-ANSWER = "\nNext:"
 _MAX_SIDE = 896  # pixels; no vision tower in use reads more
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an item is put to the model.
-
-    Attributes:
-        looks: whether thumbnail and frames are shown.
-        instruction: what the model is asked.
-    """
-
-    name: str
-    looks: bool
-    instruction: str
-
-    def version(self, frames: int, text_chars: int) -> str:
-        """8 hexadecimal digits that change when any prompt of this style would."""
-        key = repr((self, frames if self.looks else 0, text_chars, ANSWER))
-        return hashlib.sha256(key.encode()).hexdigest()[:8]
-
-
-STYLES = {
-    style.name: style
-    for style in (
-        Style("video_cot", True, "A viewer liked this video. Suggest a new interest."),
-        Style("text", False, "A viewer liked this item. Suggest a new interest."),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -67,12 +40,14 @@ class Content:
     Attributes:
         cover: the thumbnail, or None.
         frames: frames in the order of the video.
+        cluster: the description of its own cluster; "" where that is not known or not shown.
     """
 
     title: str
     text: str = ""
     cover: Image | None = None
     frames: tuple[Image, ...] = ()
+    cluster: str = ""
 
     @property
     def images(self) -> tuple[Image, ...]:
@@ -136,10 +111,15 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is put to the model: chat messages whose image slots stand for ``images``."""
+    """What is put to the model: chat messages whose image slots stand for ``images``.
+
+    Attributes:
+        opening: what the model's turn begins with.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[Image, ...]
+    opening: str = ""
 
 
 def load_content(source: Source, style: Style, frames: int) -> Content:
@@ -151,23 +131,31 @@ def load_content(source: Source, style: Style, frames: int) -> Content:
     if not style.looks:
         return Content(source.title, source.text)
     if isinstance(source, Upload):
-        return _load_upload(source, frames)
+        return _load_upload(source, style, frames)
     item = source
     content = Content(
         title=item.title,
         text=item.text,
-        cover=None if item.thumbnail is None else decode_image(item.thumbnail, max_side=_MAX_SIDE),
+        cover=None
+        if item.thumbnail is None or not style.thumbnail
+        else decode_image(item.thumbnail, max_side=_MAX_SIDE),
         frames=()
-        if item.video is None or not frames
+        if item.video is None or not style.frames or not frames
         else tuple(sample_frames(item.video, frames, max_side=_MAX_SIDE)),
     )
     if not content.images:
         raise MediaError(
-            "has neither thumbnail nor video",
+            f"has {_missing(style)}",
             field=item.item_id,
             remedy=f"Add one, or plan with another style than {style.name}.",
         )
     return content
+
+
+def _missing(style: Style) -> str:
+    if style.thumbnail and style.frames:
+        return "neither thumbnail nor video"
+    return "no thumbnail" if style.thumbnail else "no video"
 
 
 def load_inside(root: Path, source: Source, style: Style, frames: int) -> Content:
@@ -190,11 +178,15 @@ def load_inside(root: Path, source: Source, style: Style, frames: int) -> Conten
     return load_content(source, style, frames)
 
 
-def _load_upload(upload: Upload, frames: int) -> Content:
-    """Decodes what a request brings, within the bounds of requests; errors name its fields."""
+def _load_upload(upload: Upload, style: Style, frames: int) -> Content:
+    """Decodes what a request brings, within the bounds of requests; errors name its fields.
+
+    What the style does not show is decoded as well, so that what is broken is told of, and left
+    out of the prompt.
+    """
     thumbnail, video = upload.thumbnail, upload.video
     shown = tuple(_picture(data, f"frames[{at}]") for at, data in enumerate(upload.frames))
-    if video is not None:
+    if video is not None and style.frames:
         shown = tuple(sample_frames(video, frames, REQUEST_BOUNDS, _MAX_SIDE))
     cover = None if thumbnail is None else _picture(thumbnail, "thumbnail")
     return Content(upload.title, upload.text, cover, shown).thinned(frames)
@@ -209,16 +201,32 @@ def _picture(data: bytes, field: str) -> Image:
 
 def check_pictures(content: Content, style: Style) -> None:
     """Raises InvalidRequest if the style looks and there is no image."""
-    if style.looks and not content.images:
+    if style.looks and not _pictures(content, style):
+        field = "thumbnail" if style.thumbnail else "frames"
         raise InvalidRequest(
             "needs at least one image",
-            field="thumbnail",
-            remedy=f"Send a thumbnail or frames: the prompt style is {style.name}.",
+            field=field,
+            remedy=f"Send {'a thumbnail or frames' if style.frames else 'one'}: "
+            f"the prompt style is {style.name}.",
         )
 
 
+def _pictures(content: Content, style: Style) -> tuple[Image, ...]:
+    """Those that the style shows, in the order of its slots."""
+    shown: list[Image] = []
+    for line in style.asks:
+        shown += _pictures_of(content, line)
+    return tuple(shown)
+
+
+def _pictures_of(content: Content, line: str) -> tuple[Image, ...]:
+    if line == "{thumbnail}":
+        return () if content.cover is None else (content.cover,)
+    return content.frames if line == "{frames}" else ()
+
+
 def write_words(content: Content, text_chars: int) -> str:
-    """Title and text as a prompt says them; at most ``text_chars`` characters of the text."""
+    """Title and text as pretraining says them; at most ``text_chars`` characters of the text."""
     words = f"Title: {content.title}"
     if content.text and text_chars:
         words += f"\nText: {content.text[:text_chars]}"
@@ -232,27 +240,67 @@ def build_prompt(content: Content, style: Style, text_chars: int) -> Prompt:
         text_chars: at most this much of the item's text is shown.
 
     Raises:
-        InvalidRequest: the style looks and there is no image.
+        InvalidRequest: the style shows what the content does not have.
     """
     check_pictures(content, style)
-    images = content.images if style.looks else ()
-    parts: list[dict[str, str]] = [{"type": "text", "text": style.instruction}]
-    parts += [{"type": "image"} for _ in images]
-    parts.append({"type": "text", "text": write_words(content, text_chars)})
-    return Prompt(({"role": "user", "content": parts},), images)
+    values = {
+        "title": content.title,
+        "text": content.text[:text_chars],
+        "cluster": content.cluster,
+    }
+    parts: list[dict[str, str]] = []
+    words: list[str] = []
+
+    def flush() -> None:
+        if words:
+            parts.append({"type": "text", "text": "\n".join(words)})
+            words.clear()
+
+    for line in style.asks:
+        if line in ("{thumbnail}", "{frames}"):
+            flush()
+            parts += [{"type": "image"}] * len(_pictures_of(content, line))
+        elif filled := _fill(line, values):
+            words.append(filled)
+    flush()
+    images = _pictures(content, style)
+    if not images and not any(values[slot] for slot in style.slots):
+        raise InvalidRequest(
+            f"is not known, and the prompt style {style.name} shows nothing else",
+            field="cluster" if "cluster" in style.slots else "title",
+            remedy="Plan an item of the tree." if "cluster" in style.slots else "Add one.",
+        )
+    return Prompt(
+        ({"role": "user", "content": parts},),
+        images,
+        "" if style.reasons else OPENED,
+    )
 
 
-def write_reasoning(own: str, look: str) -> str:
-    """The reasoning of a training row; a look that is not known is left out."""
-    return f"Topic: {own}" + (f"\nLook: {look}" if look else "")
+def _fill(line: str, values: Mapping[str, str]) -> str:
+    """The line with its slots filled; "" where all of them are empty."""
+    slots = slots_of(line)
+    if slots and not any(values[slot] for slot in slots):
+        return ""
+    return line.format_map(values)
 
 
-def write_answer(reasoning: str, description: str) -> str:
-    """The model's whole turn, without its end."""
-    return f"{reasoning}{ANSWER} {description}"
+def write_reasoning(style: Style, own: str, look: str) -> str:
+    """The reasoning of a training row; a line of which nothing is known is left out."""
+    values = {"topic": own, "look": " ".join(look.split())}
+    return "\n".join(filter(None, (_fill(line, values) for line in style.thinks)))
 
 
-def read_answer(text: str) -> tuple[str, str]:
+def write_answer(style: Style, own: str, look: str, description: str) -> str:
+    """The model's whole turn after the prompt's opening, without its end."""
+    if not style.reasons:
+        return f" {description}"
+    return f"{write_reasoning(style, own, look)}{ANSWER} {description}"
+
+
+def read_answer(style: Style, text: str) -> tuple[str, str]:
     """(reasoning, description) of a model's turn; no answer span gives an empty description."""
+    if not style.reasons:
+        return "", text.strip()
     reasoning, found, description = text.partition(ANSWER)
     return reasoning.strip(), description.strip() if found else ""

@@ -19,7 +19,7 @@ from serendip.artifacts import Artifact
 from serendip.catalog.media import media_hash
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Item, MediaError
-from serendip.planning.prompt import STYLES
+from serendip.planning.style import style_of
 from serendip.storage import seal_file, sync_folder
 
 # plan is a serialised serendip.v1.Plan, null if quarantined; reason is empty if planned.
@@ -85,7 +85,7 @@ def hash_media(items: Iterable[Item], known: Mapping[str, Media]) -> Iterator[Me
 def plans_made_of(tree_version: str, planner: Artifact, plans: PlansConfig) -> tuple[object, ...]:
     """What all plans of a planner share: tree, planner, prompt and search."""
     trained = PlannerConfig.model_validate(planner.config["planner"])
-    prompt = STYLES[trained.style].version(trained.frames, trained.text_chars)
+    prompt = style_of(planner).version(trained.frames, trained.text_chars)
     return (tree_version, planner.version, prompt, *(getattr(plans, name) for name in SEARCH))
 
 

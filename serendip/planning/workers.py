@@ -26,8 +26,9 @@ from serendip.config import PlansConfig
 from serendip.core import InvalidRequest, Item, MediaError, SerendipError
 from serendip.planning.decoders import Decoders, Load, Loaded, UnsureError, processes
 from serendip.planning.plan_store import encode_plan
-from serendip.planning.prompt import STYLES, load_content
+from serendip.planning.prompt import load_content
 from serendip.planning.rows import UNSURE, Row
+from serendip.planning.style import Style
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
 
@@ -74,7 +75,7 @@ class Setup:
     nodes: Nodes
     plans: PlansConfig
     threads: int
-    style: str
+    style: Style
     frames: int
     load: Load = load_content
 
@@ -89,9 +90,7 @@ class Worker:
         from serendip.planning.planner import Planner
 
         torch.set_num_threads(setup.threads)
-        self._decoders = Decoders(
-            setup.plans.decoders, STYLES[setup.style], setup.frames, setup.load
-        )
+        self._decoders = Decoders(setup.plans.decoders, setup.style, setup.frames, setup.load)
         self._planner = Planner.open(setup.planner, setup.nodes, setup.plans, threads=setup.threads)
         self._planner.check()
         self._decoding, self._model = Lock(), Lock()

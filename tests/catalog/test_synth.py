@@ -44,6 +44,15 @@ def test_the_target_is_a_sibling_that_the_theme_names(world):
     assert (world.target % facets == world.theme).all()
 
 
+def test_in_the_harder_world_the_theme_says_how_far_the_target_is(world):
+    harder = plant(CONFIG.model_copy(update={"second_theme": "shift"}), np.random.default_rng(0))
+    facets = len(FACETS)
+    assert (harder.target == world.target).all()
+    assert ((harder.topic + harder.theme) % facets == harder.target % facets).all()
+    assert set(harder.theme.tolist()) == {1, 2, 3}
+    assert harder.richness.mean() < world.richness.mean() - 0.05
+
+
 def test_in_a_null_world_the_theme_says_nothing_of_the_target():
     null = plant(
         CONFIG.model_copy(update={"second_theme": "null", "items_per_topic": 64}),

@@ -6,7 +6,8 @@ from material import DESCRIPTIONS, picture
 from own_redis import need_redis, redis_server
 
 from serendip.planning.embedded import build_embedded
-from serendip.planning.prompt import STYLES, Content, build_prompt
+from serendip.planning.prompt import Content, build_prompt
+from serendip.planning.style import STYLES
 from serendip.planning.trie import DescriptionTrie
 
 torch.set_num_threads(1)

@@ -27,6 +27,7 @@ from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.planning.plan_store import decode_plan, encode_plan
 from serendip.planning.planner import Planner
 from serendip.planning.rows import hash_media, stale_keys
+from serendip.planning.style import STYLES
 from serendip.planning.workers import Setup, Task, Worker, plan_in_processes
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -347,7 +348,9 @@ def test_one_item_that_cannot_be_put_to_the_model_stops_nothing(small_world):
     """A worker plans the others of its lease without it."""
     artifacts = small_world.artifacts
     tree = ClusterTree.open(artifacts.current("tree"))
-    setup = Setup(artifacts.current("planner"), tree.nodes, small_world.config.plans, 1, "text", 0)
+    setup = Setup(
+        artifacts.current("planner"), tree.nodes, small_world.config.plans, 1, STYLES["text"], 0
+    )
     worker = Worker(dataclasses.replace(setup, load=deadly.load))
     items = list(islice(read_items(small_world.config.data_path), 3))
     # The planner was trained to look: without pictures its prompts cannot be built.

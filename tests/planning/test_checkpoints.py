@@ -6,7 +6,8 @@ import torch
 from checkpoints import tiny_gemma3, tiny_gemma3_capped, tiny_qwen2_5_vl, tiny_smolvlm
 
 from serendip.planning.mllm import Mllm
-from serendip.planning.prompt import STYLES, Content, build_prompt
+from serendip.planning.prompt import Content, build_prompt
+from serendip.planning.style import STYLES
 
 BUILDERS = {
     "gemma3": tiny_gemma3,

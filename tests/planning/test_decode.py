@@ -9,9 +9,10 @@ from material import DESCRIPTIONS, picture
 from serendip.planning.decode import decode, write
 from serendip.planning.head import Head
 from serendip.planning.layout import NOWHERE
-from serendip.planning.prompt import ANSWER, STYLES, Content, build_prompt
+from serendip.planning.prompt import Content, build_prompt
 from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import TorchSession
+from serendip.planning.style import ANSWER, STYLES
 from serendip.planning.trie import DescriptionTrie
 
 ALL = Search(k=20, beams=50)  # more beams than descriptions: the search is exact

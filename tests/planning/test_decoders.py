@@ -10,7 +10,8 @@ from PIL import Image
 
 from serendip.core import Item, MediaError
 from serendip.planning.decoders import Decoders, Patience, UnsureError, processes
-from serendip.planning.prompt import STYLES, load_content
+from serendip.planning.prompt import load_content
+from serendip.planning.style import STYLES
 
 LOOKS = STYLES["video_cot"]
 

@@ -11,6 +11,7 @@ from serendip.curation.curate import read_pairs
 from serendip.planning import training
 from serendip.planning.examples import drop_words, load_examples, load_own_words, training_prompt
 from serendip.planning.mllm import Mllm
+from serendip.planning.style import STYLES
 from serendip.planning.training import Stage, train
 from serendip.planning.trie import DescriptionTrie
 from serendip.tree.cluster_tree import ClusterTree
@@ -25,7 +26,8 @@ def parts(small_world):
 @pytest.fixture(scope="module")
 def loaded(parts):
     """(training examples, validation examples)."""
-    return load_examples(*parts)
+    config, tree, pairs = parts
+    return load_examples(config, STYLES["video_cot"], tree, pairs)
 
 
 def test_no_held_out_item_takes_part_in_anything(parts, loaded):
@@ -48,7 +50,9 @@ def test_no_validation_item_is_trained_on(loaded):
 def test_a_training_prompt_draws_frames_and_leaves_words_out(parts, loaded):
     config, *_ = parts
     (example, *_), _ = loaded
-    prompt = training_prompt(example.content, config.planner, np.random.default_rng(0))
+    prompt = training_prompt(
+        example.content, STYLES["video_cot"], config.planner, np.random.default_rng(0)
+    )
     assert len(prompt.images) == 1 + config.planner.frames
     kept = drop_words("a b c d e f g h", 0.5, np.random.default_rng(0)).split()
     assert 0 < len(kept) < 8

@@ -35,7 +35,8 @@ from serendip.planning.decoders import processes
 from serendip.planning.live_worker import Made, Query, Seat
 from serendip.planning.plan_store import decode_plan
 from serendip.planning.planner import Planner
-from serendip.planning.prompt import STYLES, Upload, load_content, load_inside
+from serendip.planning.prompt import Upload, load_content, load_inside
+from serendip.planning.style import STYLES
 from serendip.planning.workers import WorkerGoneError
 
 

@@ -9,8 +9,6 @@ from serendip.core import CorruptArtifact, InvalidRequest, Item, MediaError
 from serendip.planning.embedded import build_embedded
 from serendip.planning.mllm import IGNORED, Mllm, answer_loss
 from serendip.planning.prompt import (
-    ANSWER,
-    STYLES,
     Content,
     build_prompt,
     load_content,
@@ -18,9 +16,11 @@ from serendip.planning.prompt import (
     write_answer,
     write_reasoning,
 )
+from serendip.planning.style import ANSWER, STYLES, make_style, open_style
 
-REASONING = write_reasoning("bread: rye", "winter scene")
-TURN = write_answer(REASONING, "bike: hill")
+COT = STYLES["video_cot"]
+REASONING = write_reasoning(COT, "bread: rye", "winter scene")
+TURN = write_answer(COT, "bread: rye", "winter scene", "bike: hill")
 
 
 def test_a_saved_checkpoint_is_opened_by_transformers_and_is_the_same(mllm, prompts, tmp_path):
@@ -92,9 +92,11 @@ def test_a_description_that_changes_the_opening_s_tokens_is_refused(mllm, monkey
 
 
 def test_an_answer_is_read_as_it_was_written():
-    assert read_answer(TURN) == (REASONING, "bike: hill")
-    assert read_answer("no answer at all") == ("no answer at all", "")
-    assert write_reasoning("bread", "") == "Topic: bread"
+    assert read_answer(COT, TURN) == (REASONING, "bike: hill")
+    assert read_answer(COT, "no answer at all") == ("no answer at all", "")
+    assert write_reasoning(COT, "bread", "") == "Topic: bread"
+    direct = STYLES["video_text"]
+    assert read_answer(direct, write_answer(direct, "bread", "snow", "sea")) == ("", "sea")
 
 
 def test_the_instruction_comes_before_the_images_and_the_words_after(mllm, prompts):
@@ -147,3 +149,70 @@ def test_a_catalogue_of_more_characters_than_the_vocabulary_is_refused_by_name()
     corpus = ["".join(chr(0x4E00 + 40 * row + c) for c in range(40)) for row in range(50)]
     with pytest.raises(InvalidRequest, match=r"planner\.vocabulary: .*got 400"):
         build_embedded(corpus, 400, seed=0)
+
+
+def test_a_direct_style_s_prompt_opens_the_answer(mllm):
+    content = Content("rye", cover=np.zeros((8, 8, 3), np.uint8))
+    prompt = build_prompt(content, STYLES["video_text"], 0)
+    assert mllm.prompt_text(prompt).endswith("model\nNext:")
+    batch, labels = mllm.encode_training([prompt], [" bike: hill"])
+    (tokens,) = mllm.description_tokens(["bike: hill"])
+    learnt = batch["input_ids"][0][labels[0] != IGNORED]
+    assert learnt.tolist() == [*tokens, mllm.end_token]
+
+
+def test_a_style_shows_what_its_slots_say():
+    content = Content(
+        "rye", "long", np.zeros((8, 8, 3), np.uint8), (np.ones((8, 8, 3), np.uint8),), "bread"
+    )
+
+    def words(name):
+        prompt = build_prompt(content, STYLES[name], 100)
+        return len(prompt.images), str(prompt.messages)
+
+    assert words("video")[0] == 2
+    assert "rye" not in words("video")[1]
+    assert words("cluster")[0] == 0
+    assert "Kind: bread" in words("cluster")[1]
+    with pytest.raises(InvalidRequest, match=r"cluster: is not known"):
+        build_prompt(Content("rye"), STYLES["cluster"], 0)
+
+
+def test_a_template_of_one_s_own_is_a_style(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("# mine\nWhat next? {{}}\n{thumbnail}\n{title} / {text}\nKind: {cluster}\n")
+    style = open_style(str(path))
+    assert (style.name, style.thumbnail, style.frames, style.reasons) == (
+        "mine", True, False, False,
+    )  # fmt: skip
+    picture = np.zeros((8, 8, 3), np.uint8)
+    prompt = build_prompt(Content("rye", cover=picture, frames=(picture,)), style, 9)
+    texts = [part.get("text") for part in prompt.messages[0]["content"]]
+    assert texts == ["What next? {}", None, "rye / "]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("Next?\n{titel}", r"a slot that is not known there.*titel"),
+        ("Next?\n{title!r}", r"a line that cannot be read"),
+        ("Next?\n{title", r"a line that cannot be read"),
+        ("Next?\n{}", r"a line that cannot be read"),
+        ("Next?\nsee {thumbnail}", r"a picture among words"),
+        ("Next?\n{title}\n{title}", r"shows something twice"),
+        ("Next?", r"shows nothing of the item"),
+        ("{title}", r"does not begin with its instruction"),
+        ("", r"shows nothing of the item"),
+        ("Next?\n{title}\n---\n{title}", r"a slot that is not known there"),
+        ("Next?\n{title}\n---\nNext: {topic}", r"reasoning that begins with Next:"),
+        ("Next?\n{title}" + "x" * 9000, r"more than 8192 characters"),
+    ],
+)
+def test_a_template_that_cannot_be_a_prompt_is_refused(template, message):
+    with pytest.raises(InvalidRequest, match=message):
+        make_style("mine", template)
+
+
+def test_a_style_that_is_nowhere_is_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"planner\.style: no such prompt style"):
+        open_style(str(tmp_path / "none.txt"))

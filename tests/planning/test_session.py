@@ -18,8 +18,9 @@ from serendip.core import CorruptArtifact
 from serendip.planning import layout
 from serendip.planning.head import Head
 from serendip.planning.layout import NOWHERE
-from serendip.planning.prompt import STYLES, Content, build_prompt
+from serendip.planning.prompt import Content, build_prompt
 from serendip.planning.session import TorchSession, check_trees
+from serendip.planning.style import STYLES
 
 
 def picture(seed, height=40, width=40):
