@@ -119,6 +119,19 @@ class CurationConfig(Section):
         return self.model_dump(exclude={"engine", "memory_limit", "threads", "temp_dir"})
 
 
+class LoraConfig(Section):
+    """Low-rank adaptation of a real checkpoint (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1)
+    # What is learnt is added times alpha / rank.
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    # Linear layers of the language model by their names' ends (q_proj, ...); empty: all of them.
+    targets: tuple[str, ...] = ()
+    # Whether what lies between vision tower and language model is trained as well, whole.
+    projector: bool = False
+
+
 class PlannerConfig(Section):
     """The MLLM and its fine-tuning (``serendip finetune``)."""
 
@@ -136,6 +149,17 @@ class PlannerConfig(Section):
     steps: int = Field(200, ge=1)
     lr: float = Field(1.5e-3, gt=0)
     batch_size: int = Field(32, ge=1)
+    # "full": every weight is trained. "lora": the language model by `lora`, merged at the end; the
+    # vision tower stays as it is. "auto": full for the embedded checkpoint, lora for any other.
+    tuning: Literal["auto", "full", "lora"] = "auto"
+    lora: LoraConfig = LoraConfig()
+    # Micro-batches that a batch goes through the model in: memory for time, the same gradient.
+    accumulate: int = Field(1, ge=1)
+    # Activations are computed again instead of kept: memory for time, the same gradient.
+    gradient_checkpointing: bool = False
+    # "bfloat16": passes, and weights that are not trained; what is trained stays float32. "auto":
+    # bfloat16 for any but the embedded checkpoint on a GPU, else float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Share of title words left out while training, so that the title alone is not enough.
     word_dropout: float = Field(0.15, ge=0, lt=1)
     # Share of description-only rows in fine-tuning.
@@ -143,6 +167,8 @@ class PlannerConfig(Section):
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
     log_every: int = Field(25, ge=0)
+    # Looks without a better one after which training ends; 0: never.
+    patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.
     threads: int = Field(1, ge=1)
 
@@ -251,6 +277,8 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.level_gap > self.level:
             raise ValueError(f"level_gap must be at most level ({self.level})")
+        if self.planner.accumulate > self.planner.batch_size:
+            raise ValueError("planner.accumulate must be at most planner.batch_size")
         if self.plans.clusters > self.plans.beams:
             raise ValueError("plans.beams must be at least plans.clusters")
         if self.retriever.dimensions % self.retriever.heads:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"core", "artifacts", "config", "progress", "storage"}
+BASE = {"core", "artifacts", "config", "curves", "progress", "storage"}
 CATALOG = BASE | {"catalog"}
 TREE = CATALOG | {"tree"}
 CURATION = TREE | {"curation"}
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "artifacts": {"core", "storage"},
     "config": {"core"},
     "progress": set(),
+    "curves": set(),
     "wire": {"core", "v1", "wire_filters", "wire_plans"},
     "wire_filters": {"core", "v1"},
     "wire_plans": {"core", "v1"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
     "cli": EVALUATION | {"artifacts_cli", "release", "local", "loadtest", "serendip_client"},
     "serving": {"core", "wire", "v1", "serving"},
     "planner_server": PLANNING | {"serving", "wire_recommend", "planner_server"},
-    "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "progress"}
+    "retriever_server": RETRIEVAL - {"config", "catalog", "curation", "curves", "progress"}
     | {"serving", "wire", "wire_filters", "wire_bytes", "v1", "retriever_server"},
     "serendip_client": {"core", "v1", "serendip_client"}
     | {"wire", "wire_filters", "wire_plans", "wire_recommend"},

@@ -5,8 +5,9 @@ Knows no model. What is held out is not in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from serendip.artifacts import Artifact
 from serendip.catalog.items import read_captions, read_items
 from serendip.catalog.media import decode_image
 from serendip.config import Config, PlannerConfig
-from serendip.core import MediaError
+from serendip.core import InvalidData, MediaError
 from serendip.curation.curate import read_pairs
 from serendip.planning.prompt import Content, Image, Prompt, build_prompt, load_content
 from serendip.planning.style import Style
@@ -47,14 +48,31 @@ class Example:
 
 def load_examples(
     config: Config, style: Style, tree: ClusterTree, pairs: Artifact
-) -> tuple[list[Example], list[Example]]:
-    """Training examples and validation examples (one an item), looks still empty.
+) -> tuple[list[Example], list[Example], int]:
+    """Training examples and validation examples (one an item), looks still empty, and how many
+    items were left out.
 
-    No validation item is trained on. An item whose media cannot be decoded is left out: bulk
-    planning quarantines it, with the reason.
+    No validation item is trained on. An item that has gone since the curation, or whose media
+    cannot be decoded any more, is left out: bulk planning quarantines it, with the reason.
+
+    Raises:
+        InvalidData: there is no pair, no item of them is left, or a pair names what is no
+            cluster of the planning level.
     """
     rows = read_pairs(pairs, "training").to_pylist()
-    contents = dict(_contents(config, style, {row["item_id"] for row in rows}))
+    _check_labels(rows, tree, config.level)
+    wanted = {row["item_id"] for row in rows}
+    contents = dict(_contents(config, style, wanted))
+    if not contents:
+        raise InvalidData(
+            f"none of the {len(wanted)} context items has media that can be read"
+            if rows
+            else "there is no curated pair to train on",
+            field="items.parquet:thumbnail" if rows else "pairs:training.parquet",
+            remedy="Bring the pictures back, or set planner.style = 'text'."
+            if rows
+            else "Lower curation.min_support, or curate a longer log.",
+        )
     names = sorted(contents)
     np.random.default_rng([config.seed, 99]).shuffle(names)
     held = set(names[: min(_VALIDATION, len(names) // 10)])
@@ -77,7 +95,22 @@ def load_examples(
             validation.setdefault(item_id, example)
         else:
             training.append(example)
-    return training, list(validation.values())
+    return training, list(validation.values()), len(wanted) - len(contents)
+
+
+def _check_labels(rows: Sequence[Mapping[str, Any]], tree: ClusterTree, level: int) -> None:
+    clusters = tree.nodes.at_level(level)
+    for at, row in enumerate(rows):
+        for column in ("own_id", "node_id"):
+            node = row[column]
+            if node not in clusters or not tree.nodes.description[node].strip():
+                raise InvalidData(
+                    f"is no cluster of level {level} with a description",
+                    field=f"pairs:training.parquet:{column}",
+                    row=at,
+                    value=node,
+                    remedy="Run serendip curate again, on the current tree.",
+                )
 
 
 def _contents(config: Config, style: Style, wanted: set[str]) -> Iterator[tuple[str, Content]]:

@@ -1,17 +1,21 @@
 """Fine-tunes the MLLM on the curated pairs and publishes the planner (``serendip finetune``).
 
 The embedded model is pretrained first, on captions and on titles. Its reasoning traces are its
-own: what it sees it has said before it saw any label. Held-out items take no part in anything.
+own: what it sees it has said before it saw any label. Any other checkpoint is opened as it is, and
+by default adapted (tuning.py). Held-out items take no part in anything.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +23,10 @@ import torch
 from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import fingerprint
 from serendip.config import Config
-from serendip.core import InvalidData, InvalidRequest
+from serendip.core import InvalidRequest
 from serendip.curation.curate import current_pairs
+from serendip.curves import Panel, draw_curves
+from serendip.planning.checkpoint_files import check_checkpoint, digest_checkpoint, find_checkpoint
 from serendip.planning.embedded import build_embedded
 from serendip.planning.examples import (
     Example,
@@ -29,27 +35,40 @@ from serendip.planning.examples import (
     load_own_words,
     training_prompt,
 )
-from serendip.planning.mllm import IGNORED, Mllm, answer_loss
+from serendip.planning.mllm import Mllm, answer_loss
 from serendip.planning.onnx_session import can_export, export_graphs
 from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
-from serendip.planning.prompt import Content, Prompt, build_prompt, write_answer
+from serendip.planning.prompt import Prompt, write_answer
 from serendip.planning.style import OPENED, PROMPT, Style, open_style
-from serendip.planning.training import Stage, load_model, save_model, train
+from serendip.planning.training import Stage, Watch, train
+from serendip.planning.training_state import Line, trained
 from serendip.planning.trie import DescriptionTrie
+from serendip.planning.tuning import EMBEDDED, Tuning, device_of, dtype_of
+from serendip.planning.validation import best_look, validate
 from serendip.progress import console
+from serendip.storage import write_atomically
 from serendip.tree.cluster_tree import ClusterTree
 
-EMBEDDED = "embedded"
+HISTORY, CURVES, EVENTS = "history.jsonl", "curves.svg", "tensorboard"
+_SETTINGS = "resume-settings.json"
 _DESCRIPTION_INSTRUCTION = "Name an interest."
-_SHOWN = ("validation_loss", "match_rate", "recall", "recall_at_1")
+_RATES = ("match_rate", "recall", "recall_at_1")
 _CORPUS_REPEATS = 8  # of what the tokenizer should have whole words for
 
 
 def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     """Trains a planner on the current pairs; an unchanged one is reused.
 
-    An interrupted run goes on from its last saved state.
+    An interrupted run goes on from its last saved state, and ends with the weights of one that was
+    not. Other settings, inputs or a changed checkpoint make another planner: they begin anew, and
+    say so where another run was left unfinished. Beside checkpoint, trie and prompt lie
+    history.jsonl (a line a look, the kept one last), curves.svg and tensorboard/.
+
+    Raises:
+        InvalidRequest: a setting does not fit the checkpoint or the style.
+        InvalidData: no pair can be trained on.
+        CorruptArtifact: the checkpoint cannot be used; see Mllm.open.
     """
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
@@ -73,6 +92,11 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "pairs": pairs.version,
         "data": fingerprint(config.data_path),
     }
+    folder = None
+    if config.planner.checkpoint != EMBEDDED:
+        folder = find_checkpoint(config.planner.checkpoint)
+        check_checkpoint(folder)
+        inputs["checkpoint"] = digest_checkpoint(folder)
     if reused := artifacts.reuse("planner", settings, inputs):
         return reused
     torch.set_num_threads(config.planner.threads)
@@ -81,17 +105,18 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "planner", settings, inputs, log_until=pairs.log_until, resume=True
     ) as draft:
         started = time.monotonic()
-        examples, validation = load_examples(config, style, tree, pairs)
-        if not examples:
-            raise InvalidData(
-                "no context item of the pairs has media that can be read",
-                field="items.parquet:thumbnail",
-                remedy="Add thumbnails, or set planner.style = 'text'.",
-            )
+        _tell_of_others(draft.path, {**settings, "inputs": inputs})
+        examples, validation, gone = load_examples(config, style, tree, pairs)
+        if gone:
+            console.print(f"  {gone} context items are left out: they are gone, or their media are")
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
-        mllm, examples, validation = _prepare_model(
-            config, style, tree, pairs, examples, validation, descriptions, draft.path
-        )
+        if folder is None:
+            mllm, examples, validation = _build_embedded(
+                config, style, tree, pairs, examples, validation, descriptions, draft.path
+            )
+        else:
+            mllm = Mllm.open(folder, dtype_of(config.planner))
+            mllm.model.to(device_of())
         trie = DescriptionTrie.build(
             mllm.description_tokens(descriptions),
             tree.nodes.at_level(config.level),
@@ -104,28 +129,32 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             mllm, trie, tree.nodes, config.level, config.level_gap, config.planner,
             config.plans, draft.version, style,
         )  # fmt: skip
-        history = _finetune(config, planner, examples, validation, descriptions, draft.path)
+        tuning = Tuning(mllm, config.planner, config.seed)
+        weights = sum(p.numel() for p in trained(mllm.model).values())
+        kept = _finetune(config, planner, tuning, examples, validation, descriptions, draft.path)
+        tuning.finish()
         mllm.save(draft.path / "checkpoint")
-        if can_export(mllm.model):
+        if mllm.model.dtype == torch.float32 and can_export(mllm.model):
             export_graphs(mllm.model, draft.path / GRAPHS)
         trie.save(draft.path / "trie")
         (draft.path / PROMPT).write_text(style.template)
-        (draft.path / "history.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in history)
-        )
         for leftover in draft.path.glob("resume-*"):
             leftover.unlink()
         draft.facts |= {
             "parameters": sum(p.numel() for p in mllm.model.parameters()),
+            "trained_parameters": weights,
+            "tuning": tuning.kind,
+            "bfloat16": tuning.bfloat16,
             "training_pairs": len(examples),
+            "items_left_out": gone,
             "trie_states": len(trie.token),
             "seconds": round(time.monotonic() - started, 1),
-            **history[-1],
+            **kept,
         }
     return artifacts.open("planner", draft.version)
 
 
-def _prepare_model(
+def _build_embedded(
     config: Config,
     style: Style,
     tree: ClusterTree,
@@ -135,9 +164,7 @@ def _prepare_model(
     descriptions: Sequence[str],
     folder: Path,
 ) -> tuple[Mllm, list[Example], list[Example]]:
-    """The checkpoint to fine-tune; the embedded one is built, pretrained, and says what it sees."""
-    if config.planner.checkpoint != EMBEDDED:
-        return Mllm.open(config.planner.checkpoint), examples, validation
+    """The embedded model, built and pretrained, and the examples with what it sees in them."""
     captions = load_captions(config)
     words = load_own_words(config, tree, pairs)
     corpus = [f" {content.title}" for content, _ in words]
@@ -149,14 +176,16 @@ def _prepare_model(
     form = [write_answer(style, "x", "x", ""), OPENED, "Title:", "Text:"]
     corpus += [*asked, *form, _DESCRIPTION_INSTRUCTION] * 60
     mllm = build_embedded(corpus, config.planner.vocabulary, config.seed)
+    mllm.model.to(device_of())
     if config.planner.pretrain_steps:
         shown = captions if style.looks else []
         train(
             mllm.model,
-            lambda rng: pretraining_loss(mllm, shown, words, config.planner, rng),
+            lambda rng: [pretraining_loss(mllm, shown, words, config.planner, rng)],
             Stage("pretrain", 1, config.planner.pretrain_steps, config.planner.pretrain_lr),
             seed=config.seed,
             state_path=folder / "resume-pretrain.safetensors",
+            events=folder / EVENTS / "pretrain",
         )
     if style.looks and captions:
         both = examples + validation
@@ -169,104 +198,120 @@ def _prepare_model(
 def _finetune(
     config: Config,
     planner: Planner,
+    tuning: Tuning,
     examples: Sequence[Example],
     validation: Sequence[Example],
     descriptions: Sequence[str],
     folder: Path,
-) -> list[dict[str, float]]:
-    """The fine-tuning proper. The model ends as it was at its best look, by validation loss.
+) -> Line:
+    """The fine-tuning proper. The model ends as it was at its best look, which is returned."""
+    settings = config.planner
+    rows = -(-settings.batch_size // settings.accumulate)
+    best = partial(best_look, items=len(validation))
 
-    Returns the log: one line a look, the kept one last.
-    """
-    model = planner.mllm.model
-    log, best = folder / "resume-log.jsonl", folder / "resume-best.safetensors"
+    def tell(lines: Sequence[Line]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, best(lines)])
+        write_atomically(folder / HISTORY, text.encode())
+        line = lines[-1]
+        shown = (n for n in ("validation_loss", *_RATES) if n in line)
+        said = ", ".join(f"{name.replace('_', ' ')} {line[name]:.3f}" for name in shown)
+        console.print(f"  step {line['step']}: {said}")
 
-    def history() -> list[dict[str, float]]:
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-    def look(step: int, loss: float) -> None:
-        line = {"step": step, "loss": loss, **_validate(planner, validation)}
-        earlier = [entry["validation_loss"] for entry in history() if entry["step"] < step]
-        if not earlier or line["validation_loss"] <= min(earlier):
-            save_model(model, best)
-        with log.open("a") as f:
-            f.write(json.dumps(line) + "\n")
-        shown = (f"{name.replace('_', ' ')} {line[name]:.3f}" for name in _SHOWN if name in line)
-        console.print(f"  step {step}: {', '.join(shown)}")
-
-    train(
-        model,
-        lambda rng: _finetuning_loss(config, planner, examples, descriptions, rng),
-        Stage("finetune", 2, config.planner.steps, config.planner.lr),
+    lines = train(
+        planner.mllm.model,
+        lambda rng: _losses(config, planner, examples, descriptions, rows, rng),
+        Stage("finetune", 2, settings.steps, settings.lr, tuning.bfloat16),
         seed=config.seed,
         state_path=folder / "resume-finetune.safetensors",
-        every=config.planner.log_every or config.planner.steps,
-        look=look,
+        recipe={"examples": _digest(examples), "validation": _digest(validation)},
+        watch=Watch(
+            every=settings.log_every or settings.steps,
+            measure=lambda: validate(planner, validation, rows),
+            best=best,
+            tell=tell,
+            patience=settings.patience,
+        ),
+        events=folder / EVENTS / "finetune",
     )
-    load_model(model, best)
-    lines = list({line["step"]: line for line in history()}.values())
-    kept = min(reversed(lines), key=lambda line: line["validation_loss"])
-    return [*lines, kept]
+    steps = [line["step"] for line in lines]
+    losses = {n: [line[n] for line in lines] for n in ("loss", "validation_loss")}
+    panels = [Panel("step", "cross-entropy", steps, losses)]
+    if validation:
+        rates = {name: [line[name] for line in lines] for name in _RATES}
+        shown = f"share of {len(validation)} validation items"
+        panels.append(Panel("step", shown, steps, rates, from_zero=True))
+    draw_curves(folder / CURVES, panels)
+    return best(lines)
 
 
-def _finetuning_loss(
+def _losses(
     config: Config,
     planner: Planner,
     examples: Sequence[Example],
     descriptions: Sequence[str],
+    rows: int,
     rng: np.random.Generator,
-) -> torch.Tensor:
-    """One batch of curated pairs, and beside it one of descriptions alone."""
-    mllm = planner.mllm
+) -> Iterator[torch.Tensor]:
+    """One batch of curated pairs, and beside it one of descriptions alone, ``rows`` at a time."""
     size = config.planner.batch_size
     prompts, answers = [], []
     for at in rng.integers(0, len(examples), size):
         example = examples[at]
         prompts.append(training_prompt(example.content, planner.style, config.planner, rng))
         answers.append(write_answer(planner.style, example.own, example.look, example.target))
-    loss = answer_loss(mllm, *mllm.encode_training(prompts, answers))
     alone = round(size * config.planner.description_rows)
+    share = alone / (size + alone)
+    yield from _parts(planner.mllm, prompts, answers, rows, 1 - share)
     if alone:
         chosen = [descriptions[i] for i in rng.integers(0, len(descriptions), alone)]
         ask = {"type": "text", "text": _DESCRIPTION_INSTRUCTION}
         bare = Prompt(({"role": "user", "content": [ask]},), (), OPENED)
-        batch, labels = mllm.encode_training([bare] * alone, [f" {text}" for text in chosen])
-        share = alone / (size + alone)
-        loss = (1 - share) * loss + share * answer_loss(mllm, batch, labels)
-    return loss
+        texts = [f" {text}" for text in chosen]
+        yield from _parts(planner.mllm, [bare] * alone, texts, rows, share)
 
 
-@torch.inference_mode()
-def _validate(planner: Planner, examples: Sequence[Example]) -> dict[str, float]:
-    """validation_loss (of the planned description's tokens), match_rate and recall
-    (unconstrained) and recall_at_1 (constrained) on validation items; 0 where there are none."""
-    if not examples:
-        return {"validation_loss": 0.0}
-    contents = [e.content.thinned(planner.config.frames) for e in examples]
-    own = [e.own_id for e in examples]
-    written = [planner.trie.resolve(text) for _, text in planner.write_free(contents, own)]
-    plans = planner.plan(contents, own)
-    n = len(examples)
-    return {
-        "validation_loss": _answer_loss(planner, contents, examples),
-        "match_rate": sum(w is not None for w in written) / n,
-        "recall": sum(w == e.node_id for w, e in zip(written, examples, strict=True)) / n,
-        "recall_at_1": sum(
-            p.clusters[0].node_id == e.node_id for p, e in zip(plans, examples, strict=True)
+def _parts(
+    mllm: Mllm, prompts: Sequence[Prompt], answers: Sequence[str], rows: int, weight: float
+) -> Iterator[torch.Tensor]:
+    """Parts of ``weight`` times the mean loss over all answers' tokens, ``rows`` rows each."""
+    tokens = [len(mllm.tokens(answer)) + 1 for answer in answers]  # and the turn's end
+    for at in range(0, len(prompts), rows):
+        part = slice(at, at + rows)
+        share = sum(tokens[part]) / sum(tokens)
+        loss = answer_loss(mllm, *mllm.encode_training(prompts[part], answers[part]))
+        yield weight * share * loss
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """12 hexadecimal digits over all that examples hold: files may change between two runs."""
+    digest = hashlib.sha256()
+    for e in examples:
+        content = e.content
+        words = (content.title, content.text, content.cluster, e.own, e.target, e.look)
+        digest.update(repr((words, e.node_id, e.own_id)).encode())
+        for image in content.images:
+            digest.update(repr(image.shape).encode() + image.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _tell_of_others(draft: Path, settings: Mapping[str, Any]) -> None:
+    """Notes what a training is of; says so if it begins while others lie unfinished."""
+    began = (draft / _SETTINGS).exists()
+    write_atomically(draft / _SETTINGS, json.dumps(settings).encode())
+    for path in [] if began else sorted(draft.parent.glob(f"*/{_SETTINGS}")):
+        if path.parent == draft:
+            continue
+        found, ours = _flat(json.loads(path.read_bytes())), _flat(json.loads(json.dumps(settings)))
+        names = (name for name in {**found, **ours} if found.get(name) != ours.get(name))
+        differ = "; ".join(f"{n} {found.get(n)!r}, now {ours.get(n)!r}" for n in names)
+        console.print(f"  begins anew: what lies unfinished in {path.parent} is of other settings")
+        console.print(f"    ({differ})")
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= (
+            _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
         )
-        / n,
-    }
-
-
-def _answer_loss(
-    planner: Planner, contents: Sequence[Content], examples: Sequence[Example]
-) -> float:
-    """Mean cross-entropy of the target descriptions, the reasoning given."""
-    prompts = [build_prompt(c, planner.style, planner.config.text_chars) for c in contents]
-    answers = [write_answer(planner.style, e.own, e.look, e.target) for e in examples]
-    batch, labels = planner.mllm.encode_training(prompts, answers)
-    for row, example in zip(labels, examples, strict=True):
-        stop = int((row != IGNORED).nonzero()[-1]) + 1
-        (target,) = planner.mllm.description_tokens([example.target])
-        row[: stop - 1 - len(target)] = IGNORED
-    return float(answer_loss(planner.mllm, batch, labels))
+    return flat

@@ -19,7 +19,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
 
-from serendip.core import CorruptArtifact, InvalidRequest
+from serendip.core import InvalidRequest
+from serendip.planning.checkpoint_files import check_checkpoint, find_checkpoint, refused
 from serendip.planning.prompt import Prompt
 from serendip.planning.style import ANSWER, OPENED
 
@@ -49,24 +50,47 @@ class Mllm:
         return self.processor.tokenizer
 
     @classmethod
-    def open(cls, checkpoint: str | Path) -> Mllm:
+    def open(cls, checkpoint: str | Path, dtype: torch.dtype | None = None) -> Mllm:
         """Opens a checkpoint: a folder or a hub name; safetensors only, no remote code.
 
+        Args:
+            dtype: of the weights; None: as they were saved.
+
         Raises:
-            CorruptArtifact: it is no image-text checkpoint, or a part of it is missing.
+            CorruptArtifact: it is no image-text checkpoint, a part of it is missing or damaged,
+                it needs code of its own, or its weights are not those of its config.
         """
+        folder = find_checkpoint(checkpoint)
+        check_checkpoint(folder)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                str(checkpoint), use_safetensors=True, trust_remote_code=False
+            model, loaded = AutoModelForImageTextToText.from_pretrained(
+                str(folder),
+                dtype="auto" if dtype is None else dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with both shapes
             )
-            processor = _open_processor(str(checkpoint), model.config)
-        except (ImportError, OSError, ValueError, KeyError, RuntimeError) as e:
-            raise CorruptArtifact(
-                f"no image-text checkpoint ({(str(e).splitlines() or [type(e).__name__])[0]})",
-                field="planner.checkpoint",
-                value=str(checkpoint),
-                remedy="Name a folder with config, processor and safetensors.",
-            ) from e
+            processor = _open_processor(str(folder), model.config)
+        except (ImportError, OSError, ValueError, KeyError, RuntimeError, TypeError) as e:
+            first = (str(e).splitlines() or [type(e).__name__])[0]
+            raise refused(checkpoint, f"no image-text checkpoint ({first})") from e
+        # What follows transformers would fill with random numbers.
+        if mismatched := sorted(loaded["mismatched_keys"]):
+            name, found, asked = mismatched[0]
+            raise refused(
+                checkpoint,
+                f"its weight {name} has the shape {tuple(found)}, its config asks for "
+                f"{tuple(asked)}",
+                "Fetch the checkpoint again, or the config that belongs to it.",
+            )
+        if missing := sorted(loaded["missing_keys"]):
+            raise refused(
+                checkpoint,
+                f"its weights lack {len(missing)} that its config asks for, {missing[0]} for one",
+                "Fetch the checkpoint again, or the config that belongs to it.",
+            )
         return cls(model.eval(), processor)
 
     def save(self, folder: Path) -> None:
@@ -199,7 +223,9 @@ def _open_processor(checkpoint: str, config: Any) -> Any:
 
 def answer_loss(mllm: Mllm, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the labelled tokens; the head runs on these positions alone."""
-    hidden = mllm.model.model(**batch).last_hidden_state
+    device = mllm.model.device
+    batch, labels = {k: v.to(device) for k, v in batch.items()}, labels.to(device)
+    hidden = mllm.model.model(**batch, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
-    logits = mllm.model.lm_head(hidden[:, :-1][wanted])
+    logits = mllm.model.get_output_embeddings()(hidden[:, :-1][wanted])
     return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])

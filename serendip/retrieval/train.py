@@ -16,6 +16,7 @@ from serendip.artifacts import Artifact, Artifacts
 from serendip.catalog.items import fingerprint
 from serendip.catalog.logs import log_until, read_interactions
 from serendip.config import Config
+from serendip.curves import Panel, draw_curves
 from serendip.retrieval.attribute_columns import read_attributes
 from serendip.retrieval.checkpoint import Epoch
 from serendip.retrieval.export import write_retriever
@@ -100,21 +101,21 @@ def order_version(tree: ClusterTree) -> str:
 
 def plot_epochs(path: Path, epochs: list[Epoch]) -> None:
     """Draws the training loss, and the validation metrics, of each epoch as an SVG file."""
-    import matplotlib
-    import matplotlib.figure
-
-    with matplotlib.rc_context({"svg.hashsalt": "serendip"}):
-        figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
-        losses, metrics = figure.subplots(1, 2)
-        number = [epoch.number for epoch in epochs]
-        marker = "o" if len(epochs) < 3 else None
-        losses.plot(number, [epoch.loss for epoch in epochs], marker=marker)
-        losses.set(xlabel="epoch", ylabel="training loss, weighted mean")
-        for name in ("hr10", "ndcg10", "mrr10"):
-            label = f"{name.removesuffix('10').upper()}@{TOP}"
-            metrics.plot(number, [getattr(e, name) for e in epochs], label=label, marker=marker)
-        metrics.set(
-            xlabel="epoch", ylabel=f"last events of {epochs[-1].users:,} users", ylim=(0, None)
-        )
-        metrics.legend(fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
+    number = [epoch.number for epoch in epochs]
+    draw_curves(
+        path,
+        [
+            Panel(
+                "epoch", "training loss, weighted mean", number,
+                {"loss": [epoch.loss for epoch in epochs]},
+            ),
+            Panel(
+                "epoch", f"last events of {epochs[-1].users:,} users", number,
+                {
+                    f"{name.removesuffix('10').upper()}@{TOP}": [getattr(e, name) for e in epochs]
+                    for name in ("hr10", "ndcg10", "mrr10")
+                },
+                from_zero=True,
+            ),
+        ],
+    )  # fmt: skip

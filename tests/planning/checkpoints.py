@@ -1,4 +1,4 @@
-"""Tiny image-text checkpoints of three architectures, with random weights and real processors.
+"""Tiny image-text checkpoints of four architectures, with random weights and real processors.
 
 Each is built offline, saves and opens as an ordinary checkpoint, and tells prompts and pictures
 apart.
@@ -6,6 +6,7 @@ apart.
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -24,10 +25,17 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLVisionConfig,
+)
+from transformers.models.qwen3_vl.configuration_qwen3_vl import (
+    Qwen3VLTextConfig,
+    Qwen3VLVisionConfig,
 )
 
 from serendip.planning.embedded import build_embedded
@@ -80,16 +88,11 @@ _SMOLVLM_TEMPLATE = (
 _SMOLVLM_SIDE, _SMOLVLM_PATCH, _SMOLVLM_SHUFFLE = 32, 8, 2
 
 
-class _ImageOnlyQwen(Qwen2_5_VLProcessor):
+def _image_only(processor: type) -> type:
     """Its video part wants torchvision, which pictures alone do not need."""
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-
-# What is saved names the class that everybody has.
-_ImageOnlyQwen.__name__ = Qwen2_5_VLProcessor.__name__
+    parts = classmethod(lambda cls: ["image_processor", "tokenizer"])
+    # What is saved names the class that everybody has.
+    return type(processor.__name__, (processor,), {"get_attributes": parts})
 
 
 def tiny_gemma3(corpus: Sequence[str] = CORPUS, window: int = 512) -> Mllm:
@@ -123,6 +126,55 @@ def _gemma3(
 
 def tiny_qwen2_5_vl(corpus: Sequence[str] = CORPUS) -> Mllm:
     """Qwen2.5-VL: byte-level BPE, positions in three dimensions, pictures of any shape."""
+    processor = _qwen_processor(Qwen2_5_VLProcessor, corpus)
+    about = _qwen_text(processor.tokenizer)
+    about["rope_parameters"]["mrope_section"] = [4, 4, 4]
+    vision = Qwen2_5_VLVisionConfig(
+        depth=_VISION_LAYERS,
+        hidden_size=_VISION_WIDTH,
+        intermediate_size=2 * _VISION_WIDTH,
+        num_heads=_VISION_HEADS,
+        patch_size=_QWEN_PATCH,
+        spatial_merge_size=_QWEN_MERGE,
+        window_size=2 * _QWEN_PATCH * _QWEN_MERGE,
+        fullatt_block_indexes=[_VISION_LAYERS - 1],
+        out_hidden_size=_WIDTH,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=Qwen2_5_VLTextConfig(**about),
+        vision_config=vision,
+        tie_word_embeddings=False,
+        **_qwen_ids(processor.tokenizer),
+    )
+    return _qwen(Qwen2_5_VLForConditionalGeneration, config, processor)
+
+
+def tiny_qwen3_vl(corpus: Sequence[str] = CORPUS) -> Mllm:
+    """Qwen3-VL: as Qwen2.5-VL, and pictures that enter the first layers once more (DeepStack)."""
+    processor = _qwen_processor(Qwen3VLProcessor, corpus)
+    about = _qwen_text(processor.tokenizer)
+    about["rope_parameters"] |= {"mrope_section": [4, 4, 4], "mrope_interleaved": True}
+    vision = Qwen3VLVisionConfig(
+        depth=_VISION_LAYERS,
+        hidden_size=_VISION_WIDTH,
+        intermediate_size=2 * _VISION_WIDTH,
+        num_heads=_VISION_HEADS,
+        patch_size=_QWEN_PATCH,
+        spatial_merge_size=_QWEN_MERGE,
+        num_position_embeddings=64,
+        deepstack_visual_indexes=[0],
+        out_hidden_size=_WIDTH,
+    )
+    config = Qwen3VLConfig(
+        text_config=Qwen3VLTextConfig(head_dim=_WIDTH // _HEADS, **about),
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **_qwen_ids(processor.tokenizer),
+    )
+    return _qwen(Qwen3VLForConditionalGeneration, config, processor)
+
+
+def _qwen_processor(kind: type, corpus: Sequence[str]) -> Any:
     vocab, merges = _train_bpe(Qwen2Tokenizer().backend_tokenizer.pre_tokenizer, corpus)
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
@@ -133,55 +185,49 @@ def tiny_qwen2_5_vl(corpus: Sequence[str] = CORPUS) -> Mllm:
         chat_template=_QWEN_TEMPLATE,
     )
     factor = _QWEN_PATCH * _QWEN_MERGE
-    processor = _ImageOnlyQwen(
-        Qwen2VLImageProcessorPil(
-            patch_size=_QWEN_PATCH,
-            merge_size=_QWEN_MERGE,
-            size={"shortest_edge": factor**2, "longest_edge": (4 * factor) ** 2},
-        ),
-        tokenizer,
-        chat_template=_QWEN_TEMPLATE,
-    )
-    of = tokenizer.convert_tokens_to_ids
-    ends = [of("<|im_end|>"), of("<|endoftext|>")]
-    text = Qwen2_5_VLTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=_WIDTH,
-        intermediate_size=2 * _WIDTH,
-        num_hidden_layers=_LAYERS,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=_KV_HEADS,
-        max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, 4]},
-        bos_token_id=None,
-        eos_token_id=ends[0],
-        pad_token_id=of("<|endoftext|>"),
-    )
-    vision = Qwen2_5_VLVisionConfig(
-        depth=_VISION_LAYERS,
-        hidden_size=_VISION_WIDTH,
-        intermediate_size=2 * _VISION_WIDTH,
-        num_heads=_VISION_HEADS,
+    images = Qwen2VLImageProcessorPil(
         patch_size=_QWEN_PATCH,
-        spatial_merge_size=_QWEN_MERGE,
-        window_size=2 * factor,
-        fullatt_block_indexes=[_VISION_LAYERS - 1],
-        out_hidden_size=_WIDTH,
+        merge_size=_QWEN_MERGE,
+        size={"shortest_edge": factor**2, "longest_edge": (4 * factor) ** 2},
     )
+    return _image_only(kind)(images, tokenizer, chat_template=_QWEN_TEMPLATE)
+
+
+def _qwen_text(tokenizer: Any) -> dict[str, Any]:
+    of = tokenizer.convert_tokens_to_ids
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KV_HEADS,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "bos_token_id": None,
+        "eos_token_id": of("<|im_end|>"),
+        "pad_token_id": of("<|endoftext|>"),
+    }
+
+
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    of = tokenizer.convert_tokens_to_ids
+    return {
+        "image_token_id": of("<|image_pad|>"),
+        "video_token_id": of("<|video_pad|>"),
+        "vision_start_token_id": of("<|vision_start|>"),
+        "vision_end_token_id": of("<|vision_end|>"),
+    }
+
+
+def _qwen(kind: Any, config: Any, processor: Any) -> Mllm:
+    of = processor.tokenizer.convert_tokens_to_ids
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config=text,
-            vision_config=vision,
-            image_token_id=of("<|image_pad|>"),
-            video_token_id=of("<|video_pad|>"),
-            vision_start_token_id=of("<|vision_start|>"),
-            vision_end_token_id=of("<|vision_end|>"),
-            tie_word_embeddings=False,
-        )
-    )
+    model = kind(config)
     model.generation_config = GenerationConfig(
-        do_sample=False, pad_token_id=of("<|endoftext|>"), eos_token_id=ends
+        do_sample=False,
+        pad_token_id=of("<|endoftext|>"),
+        eos_token_id=[of("<|im_end|>"), of("<|endoftext|>")],
     )
     return Mllm(_randomised(model), processor)
 
@@ -274,3 +320,11 @@ def _randomised(model: torch.nn.Module) -> torch.nn.Module:
             torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
     model.get_decoder().norm.weight.add_(_SHARPNESS - 1)
     return model.eval()
+
+
+ARCHITECTURES = {
+    "gemma3": tiny_gemma3,
+    "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
+    "smolvlm": tiny_smolvlm,
+}

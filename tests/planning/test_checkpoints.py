@@ -3,22 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import tiny_gemma3, tiny_gemma3_capped, tiny_qwen2_5_vl, tiny_smolvlm
+from checkpoints import ARCHITECTURES, tiny_gemma3_capped
 
 from serendip.planning.mllm import Mllm
 from serendip.planning.prompt import Content, build_prompt
 from serendip.planning.style import STYLES
 
-BUILDERS = {
-    "gemma3": tiny_gemma3,
-    "gemma3_capped": tiny_gemma3_capped,
-    "qwen2_5_vl": tiny_qwen2_5_vl,
-    "smolvlm": tiny_smolvlm,
-}
+BUILDERS = {**ARCHITECTURES, "gemma3_capped": tiny_gemma3_capped}
 PROCESSORS = {
     "gemma3": "Gemma3Processor",
     "gemma3_capped": "Gemma3Processor",
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
     "smolvlm": "Idefics3Processor",
 }
 
