@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from serendip.cli import app
+from serendip.cli import app, main
 
 
 def serendip(*arguments, cwd):
@@ -117,6 +117,7 @@ def test_bad_data_is_one_line_and_publishes_nothing(catalogue, monkeypatch, name
         (["loadtest", "data", "--config", "none.toml"], "--config: no such file"),
         (["import", "netflix", "."], "kind: cannot be imported, got 'netflix'"),
         (["import", "movielens", "."], "movies.dat"),
+        (["evaluate", "--seed", "1", "figures"], "--seed: is of evaluate alone, got 1"),
         (["recommend", "i0", "--planner", "127.0.0.1:1"], "127.0.0.1:1|unavailable|connect"),
     ],
 )
@@ -136,3 +137,15 @@ def test_every_verb_explains_itself():
         "evaluate", "serve", "recommend", "artifacts", "loadtest",
     ):  # fmt: skip
         assert verb in text
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serendip.catalog.synth.synthesise", interrupt)
+    monkeypatch.setattr("sys.argv", ["serendip", "synth"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "serendip: interrupted; run the same command to go on\n"

@@ -219,7 +219,7 @@ def _finetune(
 
     lines = train(
         planner.mllm.model,
-        lambda rng: _losses(config, planner, examples, descriptions, rows, rng),
+        lambda rng: finetuning_losses(config, planner, examples, descriptions, rows, rng),
         Stage("finetune", 2, settings.steps, settings.lr, tuning.bfloat16),
         seed=config.seed,
         state_path=folder / "resume-finetune.safetensors",
@@ -244,7 +244,7 @@ def _finetune(
     return best(lines)
 
 
-def _losses(
+def finetuning_losses(
     config: Config,
     planner: Planner,
     examples: Sequence[Example],

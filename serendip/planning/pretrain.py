@@ -46,7 +46,8 @@ def pretraining_loss(
 
     Args:
         captions: (image, caption); may be empty.
-        words: (title and text, description of the item's own cluster).
+        words: (title and text, description of the item's own cluster). Where the description is
+            empty, the words themselves are learnt: the model then has never read a description.
     """
     end = mllm.tokenizer.convert_ids_to_tokens(mllm.end_token)
     rows: list[list[Segment]] = []
@@ -61,7 +62,8 @@ def pretraining_loss(
         content, own = words[at]
         kept = replace(content, title=drop_words(content.title, config.word_dropout, rng))
         said = write_words(kept, config.text_chars)
-        rows.append([Segment(f"{mllm.plain(said)}\n"), Segment(f"Topic: {own}{end}", learnt=True)])
+        read = Segment(f"{mllm.plain(said)}\n", learnt=not own)
+        rows.append([read, Segment(f"Topic: {own}{end}", learnt=True)] if own else [read])
     return answer_loss(mllm, *_encode(mllm, rows))
 
 

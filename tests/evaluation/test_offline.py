@@ -4,9 +4,11 @@ import json
 
 import pytest
 from small import small_config
+from typer.testing import CliRunner
 
 from serendip.artifacts import Artifacts
 from serendip.catalog.synth import synthesise
+from serendip.cli import app
 from serendip.core import InvalidData, InvalidRequest
 from serendip.curation.curate import publish_pairs
 from serendip.evaluation.offline import publish_report
@@ -28,6 +30,12 @@ def test_a_report_has_every_figure_and_says_that_it_is_simulated(small_world):
     # Four steps of training: nothing can have been learnt.
     assert figures["recall_at_1"] < 0.3
     assert publish_report(small_world.config, small_world.artifacts).version == report.version
+
+
+def test_the_verb_alone_judges_though_it_has_a_verb_below_it():
+    run = CliRunner().invoke(app, ["evaluate", "--config", "none.toml"])
+    assert isinstance(run.exception, InvalidRequest)
+    assert "none.toml" in str(run.exception)
 
 
 def test_what_is_read_must_belong_together(small_world):
