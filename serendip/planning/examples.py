@@ -12,13 +12,14 @@ import numpy as np
 
 from serendip.artifacts import Artifact
 from serendip.catalog.items import read_captions, read_items
+from serendip.catalog.look_alikes import look_alikes
 from serendip.catalog.media import decode_image
 from serendip.config import Config, PlannerConfig
 from serendip.core import MediaError
 from serendip.curation.curate import read_pairs
 from serendip.planning.prompt import Content, Image, Prompt, build_prompt, load_content
 from serendip.planning.style import Style
-from serendip.progress import progress
+from serendip.progress import console, progress
 from serendip.tree.cluster_tree import ClusterTree
 
 _POOL_FRAMES = 5  # frames decoded an item, from which a training row draws
@@ -32,7 +33,7 @@ class Example:
     Attributes:
         content: the item; images hold thumbnail and pool of frames.
         own, target: descriptions of the item's cluster and of the one to plan.
-        look: what the captioned model said of it.
+        look: what the captioned model, or a teacher, said of it.
         node_id: the target.
         own_id: the item's cluster.
     """
@@ -47,14 +48,21 @@ class Example:
 
 def load_examples(
     config: Config, style: Style, tree: ClusterTree, pairs: Artifact
-) -> tuple[list[Example], list[Example]]:
-    """Training examples and validation examples (one an item), looks still empty.
+) -> tuple[list[Example], list[Example], dict[str, int]]:
+    """Training examples and validation examples (one an item), looks still empty; and how many
+    items are neither: ``near_duplicates`` (their media look like a held-out item's) and
+    ``unreadable`` (bulk planning quarantines them, with the reason).
 
-    No validation item is trained on. An item whose media cannot be decoded is left out: bulk
-    planning quarantines it, with the reason.
+    No validation item is trained on.
     """
     rows = read_pairs(pairs, "training").to_pylist()
-    contents = dict(_contents(config, style, {row["item_id"] for row in rows}))
+    wanted = {row["item_id"] for row in rows}
+    alike = _like_held_out(config, wanted, pairs)
+    contents = dict(_contents(config, style, wanted - alike))
+    left_out = {
+        "near_duplicates": len(alike),
+        "unreadable": len(wanted - alike - contents.keys()),
+    }
     names = sorted(contents)
     np.random.default_rng([config.seed, 99]).shuffle(names)
     held = set(names[: min(_VALIDATION, len(names) // 10)])
@@ -77,7 +85,20 @@ def load_examples(
             validation.setdefault(item_id, example)
         else:
             training.append(example)
-    return training, list(validation.values())
+    return training, list(validation.values()), left_out
+
+
+def _like_held_out(config: Config, wanted: set[str], pairs: Artifact) -> set[str]:
+    """Those of the wanted items that look like a held-out one."""
+    if config.planner.near_duplicate_bits < 0:
+        return set()
+    held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
+    alike = look_alikes(config.data_path, wanted, held_out, config.planner.near_duplicate_bits)
+    if alike:
+        console.print(
+            f"  {len(alike)} of {len(wanted)} items look like held-out ones, and are left out"
+        )
+    return alike
 
 
 def _contents(config: Config, style: Style, wanted: set[str]) -> Iterator[tuple[str, Content]]:

@@ -1,7 +1,8 @@
 """Fine-tunes the MLLM on the curated pairs and publishes the planner (``serendip finetune``).
 
 The embedded model is pretrained first, on captions and on titles. Its reasoning traces are its
-own: what it sees it has said before it saw any label. Held-out items take no part in anything.
+own: what it sees it has said before it saw any label; or a teacher's (traces.py). Held-out items
+take no part in anything, nor does what looks like them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
 from serendip.planning.prompt import Content, Prompt, build_prompt, write_answer
 from serendip.planning.style import OPENED, PROMPT, Style, open_style
+from serendip.planning.traces import ask_teacher, keep_traces, teacher_settings
 from serendip.planning.training import Stage, load_model, save_model, train
 from serendip.planning.trie import DescriptionTrie
 from serendip.progress import console
@@ -67,6 +69,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "level": config.level,
         "level_gap": config.level_gap,
         "seed": config.seed,
+        **teacher_settings(config),
     }
     inputs = {
         "tree": tree_artifact.tree_version,
@@ -81,17 +84,24 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "planner", settings, inputs, log_until=pairs.log_until, resume=True
     ) as draft:
         started = time.monotonic()
-        examples, validation = load_examples(config, style, tree, pairs)
+        examples, validation, left_out = load_examples(config, style, tree, pairs)
         if not examples:
             raise InvalidData(
                 "no context item of the pairs has media that can be read",
                 field="items.parquet:thumbnail",
                 remedy="Add thumbnails, or set planner.style = 'text'.",
             )
+        if config.planner.teacher:
+            both, asked = ask_teacher(config, style, examples + validation, artifacts.root)
+            examples, validation = both[: len(examples)], both[len(examples) :]
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
         mllm, examples, validation = _prepare_model(
             config, style, tree, pairs, examples, validation, descriptions, draft.path
         )
+        if config.planner.teacher:
+            both, kept = keep_traces(config, mllm, examples + validation)
+            examples, validation = both[: len(examples)], both[len(examples) :]
+            draft.facts["traces"] = {**asked, **kept}
         trie = DescriptionTrie.build(
             mllm.description_tokens(descriptions),
             tree.nodes.at_level(config.level),
@@ -118,6 +128,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         draft.facts |= {
             "parameters": sum(p.numel() for p in mllm.model.parameters()),
             "training_pairs": len(examples),
+            **left_out,
             "trie_states": len(trie.token),
             "seconds": round(time.monotonic() - started, 1),
             **history[-1],
@@ -145,6 +156,7 @@ def _prepare_model(
         corpus += [f" {c.text[: config.planner.text_chars]}" for c, _ in words if c.text]
     corpus += [f" {text}" for text in descriptions] * _CORPUS_REPEATS
     corpus += [f" {caption}" for _, caption in captions]
+    corpus += [f" {e.look}" for e in examples if e.look]
     asked = [re.sub(r"{\w+}", "", line) for line in style.asks]
     form = [write_answer(style, "x", "x", ""), OPENED, "Title:", "Text:"]
     corpus += [*asked, *form, _DESCRIPTION_INSTRUCTION] * 60
@@ -158,7 +170,7 @@ def _prepare_model(
             seed=config.seed,
             state_path=folder / "resume-pretrain.safetensors",
         )
-    if style.looks and captions:
+    if style.looks and captions and not config.planner.teacher:
         both = examples + validation
         looks = look_at(mllm, [e.content for e in both])
         both = [replace(e, look=look) for e, look in zip(both, looks, strict=True)]
