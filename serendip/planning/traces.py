@@ -15,9 +15,9 @@ dropped, and the row trained without one, if
 - more than half of the distinctive words; if the teacher was shown the label, any of them.
 
 That finds copies, not paraphrases. Where the pictures do show what the label names, an honest trace
-may be dropped with them. The facts say how often a trace names its own row's label and how often
-that of another row, drawn at random: of a teacher that never saw a label, the two differ by what
-the pictures tell alone. Knows no artefact and no training.
+may be dropped with them. The facts say how often a trace names its own row's label, and how often
+that of another row of the same own cluster, drawn at random: of a teacher that never saw a label,
+the two differ by what the pictures tell alone. Knows no artefact and no training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +49,6 @@ _TARGET = "{target}"
 _NAMED_SHARE = 0.5  # of a label's distinctive words
 _MAX_CHARS = 4000  # of an answer that are read
 _HOPELESS = 16  # questions refused, and none ever answered, after which no more are asked
-_DRAWS = 16  # of another row, until there is none of another label
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _MARKUP = re.compile(r"<\|[^|>]{1,40}\|>|</?s>|\[/?INST\]|\*\*")
@@ -237,21 +236,26 @@ def keep_traces(
     """The examples with their looks cleaned, bounded and rid of leaks; and the facts.
 
     Facts: rows; kept, of which shortened; empty, too_long (no sentence ends within the bound) and
-    leaked, whose looks are left empty; names_label, names_other_label: shares of the traces before
-    leaks were dropped that give away their own label, and one drawn at random from the rows;
-    label_words, other_label_words: the mean shares of distinctive words that they name.
+    leaked, whose looks are left empty; names_label, names_other_label: shares of the traces,
+    before leaks are dropped, that give away their own label, and another row's of the same own
+    cluster; label_words, other_label_words: the mean shares of distinctive words that they name.
+    None where there is nothing to take a share of.
     """
     strict = Questions.open(config.teacher.prompt).shows_target
     outcome = Counter(kept=0, shortened=0, empty=0, too_long=0, leaked=0)
     rng = np.random.default_rng([config.seed, 98])
     kept: list[Example] = []
+    siblings: defaultdict[int, list[Example]] = defaultdict(list)
+    for example in examples:
+        siblings[example.own_id].append(example)
     own, other = [], []
     for example in examples:
         trace, how = clean_trace(example.look, mllm, config.planner.trace_tokens)
         if trace:
             mine = naming(trace, example, example.target)
             own.append(mine)
-            if (target := _other_target(examples, example, rng)) is not None:
+            target = _other_target(siblings[example.own_id], example, rng)
+            if target is not None:
                 other.append(naming(trace, example, target))
             if mine.leaks(strict):
                 trace, how = "", "leaked"
@@ -276,13 +280,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _other_target(
-    examples: Sequence[Example], example: Example, rng: np.random.Generator
+    rows: Sequence[Example], example: Example, rng: np.random.Generator
 ) -> str | None:
-    """The label of a row drawn at random, another than the example's and its own cluster."""
-    for at in map(int, rng.integers(0, len(examples), _DRAWS)):
-        if examples[at].node_id not in (example.node_id, example.own_id):
-            return examples[at].target
-    return None
+    """The label of one of these rows, drawn at random; None where all have the example's."""
+    others = [row for row in rows if row.node_id != example.node_id]
+    return others[int(rng.integers(len(others)))].target if others else None
 
 
 def clean_trace(answer: str, mllm: Mllm, most_tokens: int) -> tuple[str, str]:
