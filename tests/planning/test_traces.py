@@ -125,6 +125,8 @@ def test_what_was_answered_is_never_asked_again(tmp_path):
         assert ask_teacher(changed, COT, EXAMPLES, tmp_path)[1]["asked"] == len(ROWS)
         fewer = config_of(teacher.url, frames=0)
         assert ask_teacher(fewer, COT, EXAMPLES, tmp_path)[1]["asked"] == len(ROWS)
+        redrawn = replace(EXAMPLES[0], content=replace(EXAMPLES[0].content, cover=picture(99)))
+        assert ask_teacher(config, COT, [redrawn, EXAMPLES[1]], tmp_path)[1]["asked"] == 1
 
 
 def test_rows_of_one_item_are_one_question_unless_the_label_is_shown(tmp_path):
