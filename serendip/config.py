@@ -164,6 +164,16 @@ class PlannerConfig(Section):
     word_dropout: float = Field(0.15, ge=0, lt=1)
     # Share of description-only rows in fine-tuning.
     description_rows: float = Field(0.1, ge=0, lt=1)
+    # Who writes the reasoning traces (docs/mllm.md): "": the embedded model itself. The folder or
+    # hub name of an image-text checkpoint, or the http(s):// address of an OpenAI-compatible
+    # server; [teacher] says how it is asked.
+    teacher: str = ""
+    # A longer trace ends with an earlier sentence. Topic and trace must fit in
+    # plans.max_reasoning_tokens.
+    trace_tokens: int = Field(32, ge=4)
+    # A training row goes whose item looks like a held-out one: at most so many of the 64 bits of
+    # the thumbnails' hashes differ (catalog/look_alikes.py). -1: none is looked for.
+    near_duplicate_bits: int = Field(3, ge=-1, le=16)
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
     log_every: int = Field(25, ge=0)
@@ -171,6 +181,30 @@ class PlannerConfig(Section):
     patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.
     threads: int = Field(1, ge=1)
+
+
+class TeacherConfig(Section):
+    """How a teacher is asked for reasoning traces (``planner.teacher``)."""
+
+    # The model of a server; empty: the first that it names.
+    model: str = ""
+    # "blind": shown what the planner is shown. "with_target": the label as well. Or the path of a
+    # template of your own (planning/teacher_prompts).
+    prompt: str = Field("blind", pattern=r"^(blind|with_target|.+\.txt)$")
+    # Frames shown of an item, where the planner's style shows frames.
+    frames: int = Field(4, ge=0, le=16)
+    max_tokens: int = Field(128, ge=1)
+    # Requests under way at a server; rows of a batch of a checkpoint.
+    at_once: int = Field(8, ge=1, le=256)
+    # Of one request; tries of one question before the run ends.
+    timeout_s: float = Field(120, gt=0)
+    tries: int = Field(6, ge=1)
+    # The environment variable that holds a server's API key; empty: none is sent.
+    key_env: str = ""
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that an answer depends on."""
+        return self.model_dump(exclude={"at_once", "timeout_s", "tries", "key_env"})
 
 
 class PlansConfig(Section):
@@ -269,6 +303,7 @@ class Config(Section):
     tree: TreeConfig = TreeConfig()
     curation: CurationConfig = CurationConfig()
     planner: PlannerConfig = PlannerConfig()
+    teacher: TeacherConfig = TeacherConfig()
     plans: PlansConfig = PlansConfig()
     retriever: RetrieverConfig = RetrieverConfig()
     artifacts: ArtifactsConfig = ArtifactsConfig()

@@ -13,13 +13,14 @@ import numpy as np
 
 from serendip.artifacts import Artifact
 from serendip.catalog.items import read_captions, read_items
+from serendip.catalog.look_alikes import look_alikes
 from serendip.catalog.media import decode_image
 from serendip.config import Config, PlannerConfig
 from serendip.core import InvalidData, MediaError
 from serendip.curation.curate import read_pairs
 from serendip.planning.prompt import Content, Image, Prompt, build_prompt, load_content
 from serendip.planning.style import Style
-from serendip.progress import progress
+from serendip.progress import console, progress
 from serendip.tree.cluster_tree import ClusterTree
 
 _POOL_FRAMES = 5  # frames decoded an item, from which a training row draws
@@ -33,7 +34,7 @@ class Example:
     Attributes:
         content: the item; images hold thumbnail and pool of frames.
         own, target: descriptions of the item's cluster and of the one to plan.
-        look: what the captioned model said of it.
+        look: what the captioned model, or a teacher, said of it.
         node_id: the target.
         own_id: the item's cluster.
     """
@@ -48,12 +49,12 @@ class Example:
 
 def load_examples(
     config: Config, style: Style, tree: ClusterTree, pairs: Artifact
-) -> tuple[list[Example], list[Example], int]:
-    """Training examples and validation examples (one an item), looks still empty, and how many
-    items were left out.
+) -> tuple[list[Example], list[Example], dict[str, int]]:
+    """Training examples and validation examples (one an item), looks still empty; and how many
+    items are neither: ``near_duplicates`` (their media look like a held-out item's) and
+    ``unreadable`` (gone since the curation, or bulk planning quarantines them, with the reason).
 
-    No validation item is trained on. An item that has gone since the curation, or whose media
-    cannot be decoded any more, is left out: bulk planning quarantines it, with the reason.
+    No validation item is trained on.
 
     Raises:
         InvalidData: there is no pair, no item of them is left, or a pair names what is no
@@ -62,7 +63,8 @@ def load_examples(
     rows = read_pairs(pairs, "training").to_pylist()
     _check_labels(rows, tree, config.level)
     wanted = {row["item_id"] for row in rows}
-    contents = dict(_contents(config, style, wanted))
+    alike = _like_held_out(config, wanted, pairs)
+    contents = dict(_contents(config, style, wanted - alike))
     if not contents:
         raise InvalidData(
             f"none of the {len(wanted)} context items has media that can be read"
@@ -73,6 +75,10 @@ def load_examples(
             if rows
             else "Lower curation.min_support, or curate a longer log.",
         )
+    left_out = {
+        "near_duplicates": len(alike),
+        "unreadable": len(wanted - alike - contents.keys()),
+    }
     names = sorted(contents)
     np.random.default_rng([config.seed, 99]).shuffle(names)
     held = set(names[: min(_VALIDATION, len(names) // 10)])
@@ -95,7 +101,7 @@ def load_examples(
             validation.setdefault(item_id, example)
         else:
             training.append(example)
-    return training, list(validation.values()), len(wanted) - len(contents)
+    return training, list(validation.values()), left_out
 
 
 def _check_labels(rows: Sequence[Mapping[str, Any]], tree: ClusterTree, level: int) -> None:
@@ -111,6 +117,19 @@ def _check_labels(rows: Sequence[Mapping[str, Any]], tree: ClusterTree, level: i
                     value=node,
                     remedy="Run serendip curate again, on the current tree.",
                 )
+
+
+def _like_held_out(config: Config, wanted: set[str], pairs: Artifact) -> set[str]:
+    """Those of the wanted items that look like a held-out one."""
+    if config.planner.near_duplicate_bits < 0:
+        return set()
+    held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
+    alike = look_alikes(config.data_path, wanted, held_out, config.planner.near_duplicate_bits)
+    if alike:
+        console.print(
+            f"  {len(alike)} of {len(wanted)} items look like held-out ones, and are left out"
+        )
+    return alike
 
 
 def _contents(config: Config, style: Style, wanted: set[str]) -> Iterator[tuple[str, Content]]:

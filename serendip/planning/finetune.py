@@ -1,8 +1,9 @@
 """Fine-tunes the MLLM on the curated pairs and publishes the planner (``serendip finetune``).
 
 The embedded model is pretrained first, on captions and on titles. Its reasoning traces are its
-own: what it sees it has said before it saw any label. Any other checkpoint is opened as it is, and
-by default adapted (tuning.py). Held-out items take no part in anything.
+own: what it sees it has said before it saw any label; or a teacher's (traces.py). Any other
+checkpoint is opened as it is, and by default adapted (tuning.py). Held-out items take no part in
+anything, nor does what looks like them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
 from serendip.planning.prompt import Prompt, write_answer
 from serendip.planning.style import OPENED, PROMPT, Style, open_style
+from serendip.planning.traces import ask_teacher, keep_traces, teacher_settings
 from serendip.planning.training import Stage, Watch, train
 from serendip.planning.training_state import Line, trained
 from serendip.planning.trie import DescriptionTrie
@@ -86,6 +88,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         "level": config.level,
         "level_gap": config.level_gap,
         "seed": config.seed,
+        **teacher_settings(config),
     }
     inputs = {
         "tree": tree_artifact.tree_version,
@@ -106,9 +109,15 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     ) as draft:
         started = time.monotonic()
         _tell_of_others(draft.path, {**settings, "inputs": inputs})
-        examples, validation, gone = load_examples(config, style, tree, pairs)
-        if gone:
-            console.print(f"  {gone} context items are left out: they are gone, or their media are")
+        examples, validation, left_out = load_examples(config, style, tree, pairs)
+        if left_out["unreadable"]:
+            console.print(
+                f"  {left_out['unreadable']} context items are left out: they are gone, or their "
+                "media are"
+            )
+        if config.planner.teacher:
+            both, asked = ask_teacher(config, style, examples + validation, artifacts.root)
+            examples, validation = both[: len(examples)], both[len(examples) :]
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
         if folder is None:
             mllm, examples, validation = _build_embedded(
@@ -117,6 +126,10 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         else:
             mllm = Mllm.open(folder, dtype_of(config.planner))
             mllm.model.to(device_of())
+        if config.planner.teacher:
+            both, traced = keep_traces(config, mllm, examples + validation)
+            examples, validation = both[: len(examples)], both[len(examples) :]
+            draft.facts["traces"] = {**asked, **traced}
         trie = DescriptionTrie.build(
             mllm.description_tokens(descriptions),
             tree.nodes.at_level(config.level),
@@ -146,7 +159,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             "tuning": tuning.kind,
             "bfloat16": tuning.bfloat16,
             "training_pairs": len(examples),
-            "items_left_out": gone,
+            **left_out,
             "trie_states": len(trie.token),
             "seconds": round(time.monotonic() - started, 1),
             **kept,
@@ -172,6 +185,7 @@ def _build_embedded(
         corpus += [f" {c.text[: config.planner.text_chars]}" for c, _ in words if c.text]
     corpus += [f" {text}" for text in descriptions] * _CORPUS_REPEATS
     corpus += [f" {caption}" for _, caption in captions]
+    corpus += [f" {e.look}" for e in examples if e.look]
     asked = [re.sub(r"{\w+}", "", line) for line in style.asks]
     form = [write_answer(style, "x", "x", ""), OPENED, "Title:", "Text:"]
     corpus += [*asked, *form, _DESCRIPTION_INSTRUCTION] * 60
@@ -187,7 +201,7 @@ def _build_embedded(
             state_path=folder / "resume-pretrain.safetensors",
             events=folder / EVENTS / "pretrain",
         )
-    if style.looks and captions:
+    if style.looks and captions and not config.planner.teacher:
         both = examples + validation
         looks = look_at(mllm, [e.content for e in both])
         both = [replace(e, look=look) for e, look in zip(both, looks, strict=True)]

@@ -22,7 +22,7 @@ def parts(small_world):
 
 @pytest.fixture(scope="module")
 def loaded(parts):
-    """(training examples, validation examples)."""
+    """(training examples, validation examples, what was left out)."""
     config, tree, pairs = parts
     return load_examples(config, STYLES["video_cot"], tree, pairs)[:2]
 
@@ -32,13 +32,13 @@ def test_no_held_out_item_takes_part_in_anything(parts, loaded):
     held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     titles = {i.title for i in read_items(config.data_path) if i.item_id in held_out}
     assert titles
-    training_examples, validation = loaded
+    training_examples, validation, _ = loaded
     assert not titles & {e.content.title for e in training_examples + validation}
     assert not titles & {content.title for content, _ in load_own_words(config, tree, pairs)}
 
 
 def test_no_validation_item_is_trained_on(loaded):
-    training_examples, validation = loaded
+    training_examples, validation, _ = loaded
     assert validation
     trained = {e.content.title for e in training_examples}
     assert not trained & {e.content.title for e in validation}
@@ -46,7 +46,7 @@ def test_no_validation_item_is_trained_on(loaded):
 
 def test_a_training_prompt_draws_frames_and_leaves_words_out(parts, loaded):
     config, *_ = parts
-    (example, *_), _ = loaded
+    (example, *_), *_ = loaded
     prompt = training_prompt(
         example.content, STYLES["video_cot"], config.planner, np.random.default_rng(0)
     )
