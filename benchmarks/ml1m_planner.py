@@ -62,8 +62,12 @@ DATA = ROOT.parent / "shared" / "data" / "ml1m_posters"
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "video_cot": {},
     "text": {"planner": {"style": "text", **TEXT_ARM}},
-    # Equal portions for every cluster hide which clusters are labels often.
-    "video_cot_all_pairs": {"curation": {"contexts_per_cluster": 1_000_000}},
+    # Equal portions for every cluster hide which clusters are labels often; and by validation items
+    # the default's 200 steps are too few at some seeds.
+    "video_cot_all_pairs": {
+        "planner": {"steps": 500},
+        "curation": {"contexts_per_cluster": 1_000_000},
+    },
 }
 QUICK = {"pretrain_steps": 5, "steps": 5, "log_every": 0}
 REPORTED = ("held_out", "unreadable", "recall", "match_rate", "serendipitous_share")
