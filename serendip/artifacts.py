@@ -39,6 +39,7 @@ FORMATS: Mapping[str, int] = dict.fromkeys(KINDS, 1) | {
     "plans": 2,
     "retriever": 2,
     "release": 2,
+    "report": 2,
 }
 
 # Which verb publishes a kind.

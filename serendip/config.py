@@ -103,6 +103,8 @@ class CurationConfig(Section):
     # needs more examples of every cluster.
     contexts_per_cluster: int = Field(20, ge=1)
     held_out_share: float = Field(0.15, gt=0, lt=1)
+    # Which share of that size is held out: 0 is the first. No two folds have an item in common.
+    held_out_fold: int = Field(0, ge=0)
     # Two sets of equal timestamps with more pairs than this say nothing of what followed what.
     max_tied_pairs: int = Field(10_000, ge=1)
     # What follows changes how a result is computed, never its values.
@@ -113,6 +115,12 @@ class CurationConfig(Section):
     threads: int = Field(0, ge=0)
     # Where what does not fit in memory is spilled; empty: inside the artefact in the making.
     temp_dir: str = ""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> CurationConfig:
+        if (self.held_out_fold + 1) * self.held_out_share > 1:
+            raise ValueError("held_out_fold + 1 shares of held_out_share must be at most all items")
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """The settings that a result depends on."""

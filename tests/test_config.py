@@ -44,3 +44,12 @@ def test_what_is_wrong_is_named(tmp_path, text, named):
 def test_a_missing_file_is_named():
     with pytest.raises(InvalidRequest, match=r"--config: no such file, got 'no/such\.toml'"):
         load_config("no/such.toml")
+
+
+def test_a_fold_beyond_the_last_is_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[curation]\nheld_out_share = 0.25\nheld_out_fold = 3\n")
+    assert load_config(str(path)).curation.held_out_fold == 3
+    path.write_text("[curation]\nheld_out_share = 0.25\nheld_out_fold = 4\n")
+    with pytest.raises(InvalidRequest, match="held_out_fold"):
+        load_config(str(path))

@@ -96,8 +96,9 @@ def curate(engine: Engine, config: CurationConfig) -> dict[str, int]:
     engine.drop("events")
     engine.table("sets", sql("sets"))
     engine.table("steps", sql("steps", **ties))
-    below = f"{round(config.held_out_share * 2**32):08x}"
-    engine.table("held_out", sql("held_out", held_out_below=below))
+    fold, size = config.held_out_fold, config.held_out_share * 2**32
+    first, end = (f"{min(round(n * size), 2**32 - 1):08x}" for n in (fold, fold + 1))
+    engine.table("held_out", sql("held_out", first_hash=first, end_hash=end))
     support_q = round(config.min_support * 1_000_000)
     engine.table("scores", sql("scores", shrinkage=config.shrinkage, min_support_q=support_q))
     cut = config.contexts_per_cluster

@@ -13,6 +13,7 @@ from serendip.retrieval.metrics import hit_rate_at_k, mean_and_error, mrr_at_k, 
 
 __all__ = [
     "hit_rate_at_k",
+    "hits_at_k",
     "mean_and_error",
     "mrr_at_k",
     "ndcg_at_k",
@@ -20,6 +21,7 @@ __all__ = [
     "purity",
     "recall_at_k",
     "share",
+    "share_error",
     "wilson_interval",
 ]
 
@@ -41,7 +43,30 @@ def recall_at_k(plans: Sequence[Sequence[Hashable]], labels: Sequence[Hashable],
     >>> recall_at_k([["a", "b"], ["c", "d"]], ["b", "c"], 2)
     1.0
     """
-    return share([label in plan[:k] for plan, label in zip(plans, labels, strict=True)])
+    return share(hits_at_k(plans, labels, k))
+
+
+def hits_at_k(
+    plans: Sequence[Sequence[Hashable]], labels: Sequence[Hashable], k: int
+) -> list[bool]:
+    """Whether the first k clusters of each plan contain its label.
+
+    Two planners on the same items differ by the mean of their hits' differences, whose standard
+    error (mean_and_error) is less than that of either where they hit the same items.
+
+    >>> hits_at_k([["a", "b"], ["c", "d"]], ["b", "c"], 1)
+    [False, True]
+    """
+    return [label in plan[:k] for plan, label in zip(plans, labels, strict=True)]
+
+
+def share_error(p: float, n: int) -> float:
+    """Standard error of a share of n independent items: sqrt(p (1 - p) / n); nan for none.
+
+    >>> share_error(0.5, 100)
+    0.05
+    """
+    return math.sqrt(p * (1 - p) / n) if n else math.nan
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """Offline figures of a planner on held-out context items (``serendip evaluate``).
 
 Held-out items took no part in training; their label is their best cluster by the curation's
-ranking. Where the world is synthetic, its planted truth stands beside, called *simulated*.
+ranking, of their own transitions. Beside the planner stand baselines, fitted on the other items;
+where the world is synthetic, its planted truth as well, called *simulated*.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from serendip.artifacts import Artifact, Artifacts, check_made_from
 from serendip.catalog.items import fingerprint, read_items
 from serendip.config import Config
-from serendip.core import Constraint, InvalidData, InvalidRequest, MediaError, Plan
+from serendip.core import Constraint, InvalidData, InvalidRequest, MediaError, PlannedCluster
 from serendip.curation.curate import current_pairs, read_pairs
+from serendip.evaluation.baselines import AT, chance, fit_baselines, rank_all, recalls
 from serendip.evaluation.metrics import recall_at_k, share, wilson_interval
 from serendip.evaluation.truth import Truth, read_truth, swap_pairs
 from serendip.planning.planner import Planner
@@ -25,6 +30,8 @@ from serendip.progress import Tick, progress
 from serendip.tree.cluster_tree import ClusterTree, tree_inputs
 
 Figures = dict[str, object]
+Ranked = tuple[PlannedCluster, ...]
+Rankings = dict[str, list[list[int]]]  # by arm: an item's clusters, best first
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,10 @@ class HeldOut:
 
 
 def publish_report(config: Config, artifacts: Artifacts) -> Artifact:
-    """Evaluates the current planner and publishes figures.json; an unchanged one is reused.
+    """Evaluates the current planner and publishes the report; an unchanged one is reused.
+
+    figures.json holds the figures. rankings.parquet holds a row for each held-out item: item_id,
+    own_id, label, and the first clusters of ``planner``, ``planner_siblings`` and each baseline.
 
     Raises:
         InvalidRequest: the planner has seen events later than its data's log.
@@ -80,7 +90,18 @@ def publish_report(config: Config, artifacts: Artifacts) -> Artifact:
     with artifacts.publish("report", settings, inputs, log_until=until) as draft:
         held_out = load_held_out(config, planner, tree, parts["pairs"])
         truth = read_truth(config.data_path, tree, config.level)
-        figures = evaluate(planner, held_out, truth)
+        figures, rankings = evaluate(planner, held_out, truth)
+        scores = read_pairs(parts["pairs"], "scores")
+        clusters = planner.nodes.at_level(planner.level)
+        baselines = fit_baselines(scores, clusters, planner.siblings)
+        rankings |= rank_all(baselines, held_out.own)
+        choices = [len(planner.siblings(own)) for own in held_out.own]
+        figures["arms"] = {
+            **{name: recalls(ranked, held_out.labels) for name, ranked in rankings.items()},
+            "chance_siblings": chance(choices),
+            "chance": chance([len(clusters) - 1] * len(choices)),
+        }
+        _write_rankings(held_out, rankings, draft.path / "rankings.parquet")
         figures["comparison"] = parts["pairs"].facts["comparison"]
         (draft.path / "figures.json").write_text(json.dumps(figures, indent=2))
         draft.facts |= figures
@@ -124,17 +145,27 @@ def load_held_out(config: Config, planner: Planner, tree: ClusterTree, pairs: Ar
     return replace(result, unreadable=unreadable)
 
 
-def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> Figures:
-    """Match rate, recall, and what the plans are like; against the truth if there is one."""
+def _write_rankings(held_out: HeldOut, rankings: Rankings, path: Path) -> None:
+    columns = {"item_id": held_out.item_ids, "own_id": held_out.own, "label": held_out.labels}
+    pq.write_table(pa.table({**columns, **rankings}), path)
+
+
+def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> tuple[Figures, Rankings]:
+    """Match rate, recall, and what the plans are like; against the truth if there is one.
+
+    Returns:
+        (figures; the clusters of ``planner`` and ``planner_siblings``, max(AT) an item at most).
+    """
     batches = 4 if truth else 3
     with progress("evaluate", batches * len(held_out.item_ids)) as tick:
         written = _written(planner, held_out, tick)
-        plans = _plans(planner, held_out.contents, held_out.own, tick)
-        constrained = _plans(
+        plans = _ranked(planner, held_out.contents, held_out.own, tick)
+        constrained = _ranked(
             planner, held_out.contents, held_out.own, tick, constraint=Constraint.SIBLINGS
         )
         labels = held_out.labels
-        chosen = [[c.node_id for c in p.clusters] for p in plans]
+        chosen = _clusters(plans)
+        among_siblings = _clusters(constrained)
         free = [planner.trie.resolve(text) for _, text in written]
         n = len(labels)
         hits = sum(c[0] == label for c, label in zip(chosen, labels, strict=True))
@@ -145,32 +176,31 @@ def evaluate(planner: Planner, held_out: HeldOut, truth: Truth | None) -> Figure
             "recall": share([f == label for f, label in zip(free, labels, strict=True)]),
             "recall_at_1": hits / n,
             "recall_at_1_interval": wilson_interval(hits, n),
-            "recall_at_4": recall_at_k(chosen, labels, 4),
-            "recall_at_8": recall_at_k(chosen, labels, 8),
-            "recall_at_1_siblings": recall_at_k(
-                [[c.node_id for c in p.clusters] for p in constrained], labels, 1
-            ),
-            "serendipitous_share": share([p.clusters[0].serendipitous for p in plans]),
-            "serendipitous_share_siblings": share(
-                [p.clusters[0].serendipitous for p in constrained]
-            ),
+            **{f"recall_at_{k}": recall_at_k(chosen, labels, k) for k in (4, 5, 8, 10)},
+            **{f"recall_at_{k}_siblings": recall_at_k(among_siblings, labels, k) for k in AT},
+            "serendipitous_share": share([p[0].serendipitous for p in plans]),
+            "serendipitous_share_siblings": share([p[0].serendipitous for p in constrained]),
             "sibling_chance": sum(1 / len(planner.siblings(o)) for o in held_out.own) / n,
         }
         if truth:
             figures |= _against_truth(planner, held_out, truth, plans, written)
             figures["follows_frames"], figures["swapped"] = _swap(planner, held_out, truth, tick)
-    return figures
+    return figures, {"planner": chosen, "planner_siblings": among_siblings}
+
+
+def _clusters(plans: Sequence[Ranked]) -> list[list[int]]:
+    return [[c.node_id for c in plan] for plan in plans]
 
 
 def _against_truth(
     planner: Planner,
     held_out: HeldOut,
     truth: Truth,
-    plans: Sequence[Plan],
+    plans: Sequence[Ranked],
     written: Sequence[tuple[str, str]],
 ) -> Figures:
     ids = held_out.item_ids
-    first = [p.clusters[0].node_id for p in plans]
+    first = [p[0].node_id for p in plans]
     labels = dict(zip(ids, held_out.labels, strict=True))
     ceilings = truth.text_ceiling(held_out.all_labels, labels)
     return {
@@ -208,25 +238,26 @@ def _swap(planner: Planner, held_out: HeldOut, truth: Truth, tick: Tick) -> tupl
         contents.append(replace(item, cover=donor.cover, frames=donor.frames))
         own.append(held_out.own[at[item_id]])
         wanted.append(node)
-    plans = _plans(planner, contents, own, tick)
-    moved = [p.clusters[0].node_id == n for p, n in zip(plans, wanted, strict=True)]
+    plans = _ranked(planner, contents, own, tick)
+    moved = [p[0].node_id == n for p, n in zip(plans, wanted, strict=True)]
     return share(moved), len(moved)
 
 
-def _plans(
+def _ranked(
     planner: Planner,
     contents: Sequence[Content],
     own: Sequence[int],
     tick: Tick,
     *,
     constraint: Constraint = Constraint.NOT_OWN,
-) -> list[Plan]:
-    plans: list[Plan] = []
+) -> list[Ranked]:
+    """The first max(AT) clusters of each item, fewer where there are fewer."""
+    plans: list[Ranked] = []
     size = planner.search.batch_size
     for at in range(0, len(contents), size):
         mine = own[at : at + size]
         views = [planner.view(o, constraint=constraint) for o in mine]
-        plans += planner.plan(contents[at : at + size], mine, views=views)
+        plans += planner.rank(contents[at : at + size], mine, clusters=max(AT), views=views)
         tick(len(mine))
     return plans
 

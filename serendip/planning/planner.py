@@ -13,7 +13,7 @@ from functools import cached_property
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Constraint, CorruptArtifact, InvalidRequest, Plan, PlannedCluster
-from serendip.planning.decode import decode, write
+from serendip.planning.decode import Decoded, decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.onnx_session import Graphs, OnnxSession
@@ -138,27 +138,12 @@ class Planner:
             InvalidRequest: a prompt cannot be built.
         """
         ids = item_ids or [""] * len(contents)
-        with timed(self.seconds, "encode"):
-            batch = self._encode(contents, own_nodes)
-        decoded = decode(
-            self._session(),
-            batch,
-            self._trie_head,
-            views or [self.view(own) for own in own_nodes],
-            Search(k=self.search.clusters, beams=self.search.beams),
-            opening=self.mllm.tokens(ANSWER),
-            ends=self.mllm.end_tokens,
-            max_reasoning=[self._max_reasoning] * len(contents),
-            seconds=self.seconds,
-        )
+        decoded = self._decode(contents, own_nodes, views, self.search.clusters)
         now = int(time.time() * 1000)
         return [
             Plan(
                 context_item_id=item_id,
-                clusters=tuple(
-                    self._cluster(int(self.trie.node_of_rank[f.rank]), f.score, own)
-                    for f in d.answer.found
-                ),
+                clusters=self._clusters(d, own),
                 own_node_id=own,
                 reasoning=self.mllm.tokenizer.decode(d.reasoning, skip_special_tokens=True).strip(),
                 tree_version=self.nodes.tree_version,
@@ -167,6 +152,23 @@ class Planner:
             )
             for d, own, item_id in zip(decoded, own_nodes, ids, strict=True)
         ]
+
+    def rank(
+        self,
+        contents: Sequence[Content],
+        own_nodes: Sequence[int | None],
+        *,
+        clusters: int,
+        views: Sequence[View] | None = None,
+    ) -> list[tuple[PlannedCluster, ...]]:
+        """The best ``clusters`` of each item, fewer where there are fewer: more than a plan holds,
+        for what looks further down. More than there are beams widen the search.
+
+        Raises:
+            InvalidRequest: a prompt cannot be built.
+        """
+        decoded = self._decode(contents, own_nodes, views, clusters)
+        return [self._clusters(d, own) for d, own in zip(decoded, own_nodes, strict=True)]
 
     def check(self) -> None:
         """Raises CorruptArtifact if the engine cannot decode with this checkpoint."""
@@ -219,6 +221,33 @@ class Planner:
     def _placed(self, content: Content, own: int | None) -> Content:
         """The content with its own cluster's description."""
         return content if own is None else replace(content, cluster=self.nodes.description[own])
+
+    def _decode(
+        self,
+        contents: Sequence[Content],
+        own_nodes: Sequence[int | None],
+        views: Sequence[View] | None,
+        clusters: int,
+    ) -> list[Decoded]:
+        with timed(self.seconds, "encode"):
+            batch = self._encode(contents, own_nodes)
+        return decode(
+            self._session(),
+            batch,
+            self._trie_head,
+            views or [self.view(own) for own in own_nodes],
+            Search(k=clusters, beams=max(clusters, self.search.beams)),
+            opening=self.mllm.tokens(ANSWER),
+            ends=self.mllm.end_tokens,
+            max_reasoning=[self._max_reasoning] * len(contents),
+            seconds=self.seconds,
+        )
+
+    def _clusters(self, decoded: Decoded, own: int | None) -> tuple[PlannedCluster, ...]:
+        found = decoded.answer.found
+        return tuple(
+            self._cluster(int(self.trie.node_of_rank[f.rank]), f.score, own) for f in found
+        )
 
     def _cluster(self, node_id: int, score: float, own: int | None) -> PlannedCluster:
         return PlannedCluster(

@@ -118,6 +118,20 @@ def test_held_out_items_are_never_trained_on_and_have_labels(small_world):
     assert all(best[r["item_id"]] == r["node_id"] for r in labels)
 
 
+def test_folds_share_no_item_and_together_hold_all_out():
+    events = [("u", "a0", 0, 1.0), ("u", "b0", 50, 1.0), ("w", "a1", 0, 1.0), ("w", "b1", 50, 1.0)]
+    folds = []
+    for fold in (0, 1):
+        config = CONFIG.model_copy(update={"held_out_share": 0.5, "held_out_fold": fold})
+        tables, _ = curated(events, config)
+        held = set(tables["held_out"].column("item_id").to_pylist())
+        assert held.isdisjoint(tables["training"].column("item_id").to_pylist())
+        folds.append(held)
+    assert all(folds)
+    assert folds[0] | folds[1] == set(PLACED)
+    assert folds[0].isdisjoint(folds[1])
+
+
 def test_each_cluster_has_its_best_contexts_with_full_order(small_world):
     pairs = small_world.artifacts.current("pairs")
     cut = small_world.config.curation.contexts_per_cluster

@@ -208,7 +208,7 @@ def test_items_whose_media_are_gone_are_left_out_and_counted(checkpoints, tmp_pa
     for item in ITEMS[:5]:
         (config.data_path / f"{item}.png").unlink()
     artifact = publish_planner(config, artifacts)
-    assert artifact.facts["items_left_out"] == 5
+    assert artifact.facts["unreadable"] == 5
     assert artifact.facts["training_pairs"] == len(ITEMS) - 5 - 1  # and a validation item
 
 

@@ -2,4 +2,4 @@
 -- Reads items.
 SELECT item_id, item_no
 FROM items
-WHERE SUBSTR(MD5(item_id), 1, 8) < '{held_out_below}'
+WHERE SUBSTR(MD5(item_id), 1, 8) >= '{first_hash}' AND SUBSTR(MD5(item_id), 1, 8) < '{end_hash}'
