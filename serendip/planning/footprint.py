@@ -54,6 +54,40 @@ def empty(config: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Text:
+    """The language model's sizes.
+
+    Attributes:
+        wide, narrow: numbers of a token's queries, and of its keys.
+        norms: numbers that a layer normalises, a token.
+    """
+
+    width: int
+    layers: int
+    gated: int
+    vocabulary: int
+    wide: int
+    narrow: int
+    norms: int
+
+    @classmethod
+    def of(cls, config: Any) -> Text:
+        """Reads the config of an image-text model."""
+        text = config.get_text_config()
+        width, heads = int(text.hidden_size), int(text.num_attention_heads)
+        head = int(getattr(text, "head_dim", None) or width // heads)
+        wide, narrow = heads * head, int(text.num_key_value_heads) * head
+        gemma = text.model_type.startswith("gemma3")
+        norms = (4 if gemma else 2) * width
+        if gemma or text.model_type.startswith("qwen3"):  # queries and keys are normalised too
+            norms += wide + narrow
+        return cls(
+            width, int(text.num_hidden_layers), int(text.intermediate_size), int(text.vocab_size),
+            wide, narrow, norms,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a model consists of; parameters, unless said otherwise.
 
@@ -214,6 +248,7 @@ class Footprint:
     """
 
     shape: Shape
+    text: Text
     parts: Parts
     work: Work
     prompt: int
@@ -224,7 +259,7 @@ class Footprint:
         """Builds the model without weights and counts it."""
         seen = picture(shape, work.height, work.width)
         prompt = work.words + work.pictures * seen.tokens
-        return cls(shape, Parts.of(empty(shape.config)), work, prompt, seen)
+        return cls(shape, Text.of(shape.config), Parts.of(empty(shape.config)), work, prompt, seen)
 
     @property
     def weights(self) -> int:
@@ -234,9 +269,8 @@ class Footprint:
     @property
     def cache_row(self) -> int:
         """Bytes of keys and values of one row, prompt and answer."""
-        text = self._text
         tokens = self.prompt + self.work.reasoning + self.work.passes * self.work.read
-        return HALF * 2 * text.num_hidden_layers * self._kv_heads * self._head * tokens
+        return HALF * 2 * self.text.layers * self.text.narrow * tokens
 
     def planning(self, rows: int) -> int:
         """Bytes while ``rows`` prompts are planned: weights, caches, and what a pass needs.
@@ -244,11 +278,10 @@ class Footprint:
         A pass holds one layer's widest states and the attention mask that the engine makes; the
         tower reads all pictures of the batch at once.
         """
-        text, vision = self._text, self.shape.config.vision_config
-        tokens = rows * self.prompt
-        layer = HALF * tokens * (3 * text.intermediate_size + 2 * text.hidden_size)
+        vision = self.shape.config.vision_config
+        layer = HALF * rows * self.prompt * (3 * self.text.gated + 2 * self.text.width)
         mask = HALF * rows * self.prompt**2
-        wide = vision.intermediate_size + 4 * vision.hidden_size
+        wide = int(vision.intermediate_size) + 4 * int(vision.hidden_size)
         patches = HALF * rows * self.work.pictures * self.seen.patches * wide
         return self.weights + rows * self.cache_row + max(layer + mask, patches)
 
@@ -262,31 +295,24 @@ class Footprint:
         Norms keep what they normalise in float32, an adapter keeps a float32 copy of its input;
         attention keeps queries, keys, values and what comes out, a gated layer its three widths.
         """
-        text = self._text
-        wide, narrow = (n * self._head for n in (text.num_attention_heads, self._kv_heads))
-        gemma = text.model_type.startswith("gemma3")
-        norms = (4 if gemma else 2) * SINGLE * text.hidden_size
-        if gemma or text.model_type.startswith("qwen3"):  # queries and keys are normalised too
-            norms += SINGLE * (wide + narrow)
-        attention = HALF * 2 * (wide + narrow)
-        gated = HALF * 3 * text.intermediate_size
-        inputs = SINGLE * self.parts.text_inputs // text.num_hidden_layers
-        return norms + attention + gated + inputs
+        text = self.text
+        attention = HALF * 2 * (text.wide + text.narrow)
+        inputs = SINGLE * self.parts.text_inputs // text.layers
+        return SINGLE * text.norms + attention + HALF * 3 * text.gated + inputs
 
     def kept(self, rows: int, *, checkpointing: bool) -> int:
         """Bytes that the backward pass of ``rows`` training rows needs.
 
         With gradient checkpointing a layer keeps its input alone, and is run again.
         """
-        text = self._text
-        tokens = rows * (self.prompt + self.work.answer)
+        text, tokens = self.text, rows * (self.prompt + self.work.answer)
         a_layer = tokens * self.kept_token()
         if checkpointing:
-            layers = text.num_hidden_layers * HALF * tokens * text.hidden_size + a_layer
+            layers = text.layers * HALF * tokens * text.width + a_layer
         else:
-            layers = text.num_hidden_layers * a_layer
+            layers = text.layers * a_layer
         # Logits of what is learnt: in bfloat16, in float32, their softmax and its gradient.
-        return layers + rows * self.work.answer * text.vocab_size * (HALF + 3 * SINGLE)
+        return layers + rows * self.work.answer * text.vocabulary * (HALF + 3 * SINGLE)
 
     def training(self, rows: int, rank: int, *, checkpointing: bool) -> int:
         """Bytes of LoRA by AdamW, ``rows`` at a time: weights, adapters, gradients, moments."""
@@ -320,25 +346,11 @@ class Footprint:
         return rows * (self._vision() + products + attention + adapters + head)
 
     @property
-    def _text(self) -> Any:
-        return self.shape.config.get_text_config()
-
-    @property
-    def _head(self) -> int:
-        text = self._text
-        found = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return int(found)
-
-    @property
-    def _kv_heads(self) -> int:
-        return int(self._text.num_key_value_heads)
-
-    @property
     def _head_products(self) -> int:
-        return int(self._text.vocab_size * self._text.hidden_size)
+        return self.text.vocabulary * self.text.width
 
     def _vision(self) -> int:
-        seen, width = self.seen, self.shape.config.vision_config.hidden_size
+        seen, width = self.seen, int(self.shape.config.vision_config.hidden_size)
         products = seen.patches * self.parts.patch_products
         products += seen.tokens * self.parts.token_products
         return self.work.pictures * (2 * products + 4 * width * seen.pairs)
@@ -348,9 +360,7 @@ class Footprint:
 
     def _attention(self, tokens: int, context: int) -> int:
         """A mask saves nothing: every query meets every key."""
-        text = self._text
-        wide = text.num_attention_heads * self._head
-        return int(text.num_hidden_layers * 4 * wide * tokens * context)
+        return self.text.layers * 4 * self.text.wide * tokens * context
 
 
 @dataclass(frozen=True)
