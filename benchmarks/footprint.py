@@ -41,11 +41,12 @@ DEVICES = (  # peaks by the vendors' data sheets, bfloat16 without sparsity
     "16 CPU cores, 64 GB:64:8:100",
 )
 AT_ONCE = 32  # rows that bulk planning is estimated at, if they fit
+FEW = 4  # fewer rows than that at once are not worth keeping all their states for
 MICRO = 32  # the most rows that a training batch is made of
 
 
 def main() -> None:
-    """Prints both tables, and one JSON object on the last line."""
+    """Prints three tables, and one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
     parser.add_argument("--model", type=Path, nargs="+", help="default: all of configs/models")
@@ -65,6 +66,7 @@ def main() -> None:
     wide = Console(highlight=False, width=400 if options.markdown else 160)
     wide.print(sizes(needs, options.rank, style))
     wide.print(times(needs, devices, options.rank, options.batch, options.steps, style))
+    wide.print(settings(needs, devices, options.rank, options.batch, style))
     conditions = {"measured": False, "work": asdict(work), "rank": options.rank}
     conditions |= {"batch": options.batch, "steps": options.steps}
     conditions["devices"] = [asdict(d) for d in devices]
@@ -131,6 +133,26 @@ def times(
                 f"{found['micro']}; {micro}",
                 learnt,
             )
+    return table
+
+
+def settings(
+    needs: list[Footprint], devices: list[Device], rank: int, batch: int, style: box.Box
+) -> Table:
+    """What to set: half of the rows that are expected to fit, for what is not known."""
+    table = Table("accumulate; plans.batch_size", *(on.name for on in devices), box=style)
+    for need in needs:
+        cells = []
+        for on in devices:
+            found = on_device(need, on, rank)
+            keeps = found["micro"] >= FEW
+            micro = int(found["micro" if keeps else "micro_checkpointing"]) // 2
+            learnt = (
+                f"{max(1, batch // micro)}{'' if keeps else ', checkpointing'}" if micro else "-"
+            )
+            planned = min(AT_ONCE, int(found["rows"]) // 2)
+            cells.append(f"{learnt}; {planned or '-'}")
+        table.add_row(need.shape.name.partition("/")[2], *cells)
     return table
 
 

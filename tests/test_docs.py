@@ -89,6 +89,12 @@ def test_the_page_does_not_depend_on_the_terminal():
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("bench", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_bench_is_in_the_index(bench):
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert re.search(rf"`\./build\.sh bench {bench.stem}\b", page), "name it in docs/benchmarks.md"
+
+
 def slug(title):
     kept = re.sub(r"[^\w\- ]", "", title.replace("`", "").lower())
     return kept.replace(" ", "-")

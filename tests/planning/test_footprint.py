@@ -1,5 +1,7 @@
 """What a checkpoint needs is worked out from its config: held against models that exist."""
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,8 @@ from serendip.planning.footprint import (
     rows_that_fit,
 )
 
-FILES = sorted((Path(__file__).parents[2] / "configs/models").glob("*.toml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs/models").glob("*.toml"))
 FAMILIES = [
     path
     for path in FILES
@@ -203,3 +206,13 @@ def test_rows_side_by_side_share_the_stream_of_the_weights(shape):
     need = Footprint.of(shape, Work())
     device = Device("", gb=80, tflops=312, gb_s=2039)
     assert plan_seconds(need, device, 32) < 32 * plan_seconds(need, device, 1)
+
+
+def test_the_page_says_what_the_command_says(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["footprint", "--markdown"])
+    runpy.run_path(str(ROOT / "benchmarks/footprint.py"), run_name="__main__")
+    said = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    page = set((ROOT / "docs/real-models.md").read_text().splitlines())
+    rows = {line for line in said if line.startswith("|")}
+    assert len(rows) > 40
+    assert rows <= page, "./build.sh bench footprint --markdown"
