@@ -275,15 +275,17 @@ class Footprint:
     def planning(self, rows: int) -> int:
         """Bytes while ``rows`` prompts are planned: weights, caches, and what a pass needs.
 
-        A pass holds one layer's widest states and the attention mask that the engine makes; the
-        tower reads all pictures of the batch at once.
+        The engine's caches have room for a quarter more than they hold. A pass holds one layer's
+        widest states and the attention mask that the engine makes; the tower reads all pictures
+        of the batch at once.
         """
         vision = self.shape.config.vision_config
         layer = HALF * rows * self.prompt * (3 * self.text.gated + 2 * self.text.width)
         mask = HALF * rows * self.prompt**2
         wide = int(vision.intermediate_size) + 4 * int(vision.hidden_size)
         patches = HALF * rows * self.work.pictures * self.seen.patches * wide
-        return self.weights + rows * self.cache_row + max(layer + mask, patches)
+        caches = rows * self.cache_row * 5 // 4
+        return self.weights + caches + max(layer + mask, patches)
 
     def adapters(self, rank: int) -> int:
         """Parameters of LoRA of that rank on every linear layer of the language model."""
