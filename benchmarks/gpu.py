@@ -32,6 +32,7 @@ import transformers
 from common.timing import shown
 from devices import embedded, real_shape
 from devices.clock import Times
+from rich.console import Console
 from rich.table import Table
 
 from serendip.planning.footprint import Footprint, Shape, Work
@@ -39,6 +40,7 @@ from serendip.progress import console
 
 MODEL = Path(__file__).parents[1] / "configs/models/gemma-3-4b-it.toml"
 T = TypeVar("T")
+wide = Console(stderr=True, highlight=False, width=120)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def main() -> None:
         console.print("no GPU: on the CPU, in float32, the large model made small")
     tables, figures = measure_embedded(plan, device, repetitions)
     more, large, ratios = measure_large(shape, plan, device, repetitions)
-    console.print(*tables, *more)
+    wide.print(*tables, *more)
     conditions = {
         "quick": options.quick,
         "device": torch.cuda.get_device_name() if gpu else "cpu",
