@@ -210,9 +210,9 @@ def fitting(call: Callable[[], T], what: str) -> T | None:
     try:
         return call()
     except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
         console.print(f"{what} at once do not fit this GPU")
-        return None
+    torch.cuda.empty_cache()  # what the error's frames held is free only now
+    return None
 
 
 def gigabytes(peak: int, estimated: int) -> tuple[str, str]:

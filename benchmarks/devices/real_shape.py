@@ -199,7 +199,9 @@ class Adapted:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 
-        found = seconds(device, step, repetitions), peak_bytes(device, step)
-        model.gradient_checkpointing_disable()
-        model.eval()
-        return found
+        try:
+            return seconds(device, step, repetitions), peak_bytes(device, step)
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+            model.gradient_checkpointing_disable()
+            model.eval()
