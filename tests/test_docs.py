@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import api_docs
@@ -11,6 +12,7 @@ import pytest
 from google.rpc import code_pb2
 
 from serendip import core
+from serendip.config import Config
 from serendip.serving.errors import status_of
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2, retriever_pb2
 
@@ -87,6 +89,24 @@ def test_the_page_does_not_depend_on_the_terminal():
         for columns in ("40", "300")
     }  # fmt: skip
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("bench", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_bench_is_in_the_index(bench):
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    assert re.search(rf"`\./build\.sh bench {bench.stem}\b", page), "name it in docs/benchmarks.md"
+
+
+def test_the_configs_for_real_checkpoints_are_configs():
+    page = (ROOT / "docs/real-models.md").read_text()
+    configs = [tomllib.loads(t) for t in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    for config in configs:
+        Config.model_validate(config)
+    shapes = (ROOT / "configs/models").glob("*.toml")
+    known = {tomllib.loads(path.read_text())["name"] for path in shapes}
+    named = {config["planner"]["checkpoint"] for config in configs}
+    assert len(named) > 3
+    assert named <= known
 
 
 def slug(title):

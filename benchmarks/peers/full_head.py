@@ -57,7 +57,8 @@ class FullHead:
         done: list[list[tuple[int, float]]] = [[] for _ in range(rows)]
         owner = np.arange(rows)
         at = np.full(rows, START)
-        score = torch.zeros(rows)
+        device = state.hidden.device
+        score = torch.zeros(rows, device=device)
         while len(owner):
             scores = self._scores(self.model.lm_head(state.hidden), at) + score[:, None]
             kept: list[tuple[int, int, int, float]] = []  # owner, row, token, score
@@ -84,17 +85,19 @@ class FullHead:
             at = np.array(
                 [self._step(int(s), int(t)) for s, t in zip(at[source], token, strict=True)]
             )
-            score = torch.tensor([k[3] for k in kept])
-            state.cache.reorder_cache(torch.from_numpy(source))
-            state = self._extend(state, torch.from_numpy(token))
+            score = torch.tensor([k[3] for k in kept], device=device)
+            state.cache.reorder_cache(torch.from_numpy(source).to(device))
+            state = self._extend(state, torch.from_numpy(token).to(device))
         return [sorted(d, key=lambda c: -c[1]) for d in done]
 
     def _scores(self, logits: torch.Tensor, at: np.ndarray) -> torch.Tensor:
         """Log-softmax over what the trie allows, -inf elsewhere: float32[R, V]."""
+        logits = logits.float()
         mask = torch.full_like(logits, -torch.inf)
         for row, state in enumerate(at.tolist()):
             allowed = self.trie.token[self.trie.children(state)].astype(np.int64)
-            mask[row, torch.from_numpy(allowed) if len(allowed) else self.end_token] = 0
+            at_row = torch.from_numpy(allowed).to(mask.device)
+            mask[row, at_row if len(allowed) else self.end_token] = 0
         return torch.log_softmax(logits + mask, dim=-1)
 
     def _step(self, state: int, token: int) -> int:

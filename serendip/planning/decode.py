@@ -100,7 +100,8 @@ def _write_until(
     final = hidden.clone()
     writing = [row for row in range(rows) if bounds[row] is not None]
     while writing:
-        greedy = session.head.full(final[torch.tensor(writing)]).argmax(dim=-1).tolist()
+        at = torch.tensor(writing, device=final.device)
+        greedy = session.head.full(final[at]).argmax(dim=-1).tolist()
         chunks: dict[int, Sequence[int]] = {}
         going = []
         for row, token in zip(writing, greedy, strict=True):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
+
 from serendip.artifacts import Artifact
 from serendip.config import PlannerConfig, PlansConfig
 from serendip.core import Constraint, CorruptArtifact, InvalidRequest, Plan, PlannedCluster
@@ -57,7 +59,7 @@ class Planner:
     def open(
         cls, artifact: Artifact, nodes: Nodes, search: PlansConfig, *, threads: int = 1
     ) -> Planner:
-        """Opens a planner artefact for its tree.
+        """Opens a planner artefact for its tree; on a GPU where there is one and torch runs it.
 
         Args:
             threads: of ONNX Runtime, where that is what runs the checkpoint.
@@ -74,6 +76,9 @@ class Planner:
                 remedy="Fine-tune on the current tree (serendip finetune).",
             )
         mllm = Mllm.open(artifact.path / "checkpoint")
+        graphs = _open_graphs(artifact, search, threads)
+        if graphs is None and torch.cuda.is_available():
+            mllm.model.to("cuda")
         return cls(
             mllm=mllm,
             trie=DescriptionTrie.open(artifact.path / "trie", mllm.tokenizer_hash),
@@ -84,7 +89,7 @@ class Planner:
             search=search,
             version=artifact.version,
             style=style_of(artifact),
-            graphs=_open_graphs(artifact, search, threads),
+            graphs=graphs,
         )
 
     @property

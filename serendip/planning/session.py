@@ -163,9 +163,10 @@ class TorchSession:
     def _additive(self, sees: Bool) -> torch.Tensor:
         """[R, 1, Q, K]: 0 where a token sees a slot, the lowest number where it does not."""
         weight = self.head.weight
-        mask = torch.zeros(sees.shape, dtype=weight.dtype)
-        mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(weight.dtype).min)
-        return mask[:, None].to(weight.device)
+        mask = torch.zeros(sees.shape, dtype=weight.dtype, device=weight.device)
+        # A byte a pair travels to the device, not two or four.
+        hidden = torch.from_numpy(~sees).to(weight.device)
+        return mask.masked_fill_(hidden, torch.finfo(weight.dtype).min)[:, None]
 
 
 @torch.inference_mode()
