@@ -152,11 +152,20 @@ class PlannerConfig(Section):
     frames: int = Field(2, ge=0, le=16)
     text_chars: int = Field(400, ge=0)
     vocabulary: int = Field(1536, ge=300)
-    pretrain_steps: int = Field(250, ge=0)
+    # On captions alone, where the catalogue brings some.
+    pretrain_steps: int = Field(120, ge=0)
     pretrain_lr: float = Field(2e-3, gt=0)
-    steps: int = Field(200, ge=1)
+    steps: int = Field(480, ge=1)
     lr: float = Field(1.5e-3, gt=0)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(8, ge=1)
+    # Rows beside each batch of pairs, for a model that starts from nothing (planning/batches.py):
+    # words with their own cluster, and reasonings with their answer. 0 for a real checkpoint.
+    word_rows: int = Field(24, ge=0)
+    reasoning_rows: int = Field(32, ge=0)
+    # "muon": matrices by Muon at `muon_lr`, the rest by AdamW at `lr`. "auto": muon where every
+    # weight is trained, else adamw.
+    optimizer: Literal["auto", "adamw", "muon"] = "auto"
+    muon_lr: float = Field(4e-3, gt=0)
     # "full": every weight is trained. "lora": the language model by `lora`, merged at the end; the
     # vision tower stays as it is. "auto": full for the embedded checkpoint, lora for any other.
     tuning: Literal["auto", "full", "lora"] = "auto"
@@ -184,7 +193,7 @@ class PlannerConfig(Section):
     near_duplicate_bits: int = Field(3, ge=-1, le=16)
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
-    log_every: int = Field(25, ge=0)
+    log_every: int = Field(60, ge=0)
     # Looks without a better one after which training ends; 0: never.
     patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.

@@ -28,6 +28,7 @@ from serendip.config import Config
 from serendip.core import Item
 from serendip.curation.curate import publish_pairs, read_pairs
 from serendip.evaluation.figures_study import ARMS, DONE, GROUNDS, SCRATCH, Ground, Measure, Run
+from serendip.planning.batches import Material, finetuning_losses
 from serendip.planning.embedded import build_embedded
 from serendip.planning.examples import (
     Example,
@@ -35,7 +36,6 @@ from serendip.planning.examples import (
     load_examples,
     load_own_words,
 )
-from serendip.planning.finetune import finetuning_losses
 from serendip.planning.mllm import Mllm
 from serendip.planning.planner import Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
@@ -76,11 +76,16 @@ def make_ground(ground: Ground, out: Path) -> Path:
     corpus += [f" {caption}" for _, caption in captions]
     mllm = build_embedded(corpus + _forms() * _FORM_REPEATS, config.planner.vocabulary, config.seed)
     mllm.save(folder / _FRESH)
-    words = [(content, "") for content in titles]
     train(
         mllm.model,
-        lambda rng: [pretraining_loss(mllm, captions, words, config.planner, rng)],
-        Stage("pretrain", 1, config.planner.pretrain_steps, config.planner.pretrain_lr),
+        lambda rng: [pretraining_loss(mllm, captions, titles, config.planner, rng)],
+        Stage(
+            "pretrain",
+            1,
+            config.planner.pretrain_steps,
+            config.planner.pretrain_lr,
+            muon_lr=config.planner.muon_lr,
+        ),
         seed=config.seed,
         state_path=folder / "resume-pretrain.safetensors",
     )
@@ -163,7 +168,7 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
     contents = [load_content(item, arm.style, arm.frames) for item, _, _ in opened.judged]
     own = [o for _, o, _ in opened.judged]
     labels = [label for _, _, label in opened.judged]
-    descriptions = _descriptions(config, opened.tree)
+    material = Material(opened.examples, (), _descriptions(config, opened.tree))
     every = int(np.gcd.reduce(study.looks))
     judged: dict[int, dict[Measure, list[bool]]] = {}
     steps = count(every, every)
@@ -177,10 +182,8 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         lines = train(
             planner.mllm.model,
-            lambda rng: finetuning_losses(
-                config, planner, opened.examples, descriptions, study.batch_size, rng
-            ),
-            Stage("finetune", 2, study.steps, settings.lr),
+            lambda rng: finetuning_losses(planner.mllm, arm.style, settings, material, rng),
+            Stage("finetune", 2, study.steps, settings.lr, muon_lr=settings.muon_lr),
             seed=config.seed,
             state_path=Path(scratch) / "state.safetensors",
             watch=Watch(every, look, best=lambda lines: lines[-1]),

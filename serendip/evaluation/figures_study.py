@@ -152,6 +152,9 @@ class Study:
                     "frames": POOL_FRAMES,
                     "steps": self.steps,
                     "batch_size": self.batch_size,
+                    # Rows beside the pairs would help the arm that reasons alone.
+                    "word_rows": 0,
+                    "reasoning_rows": 0,
                     "pretrain_steps": self.pretrain_steps,
                 },
                 "plans": {"clusters": 1, "batch_size": self.judged},

@@ -1,6 +1,6 @@
 """Fine-tunes the MLLM on the curated pairs and publishes the planner (``serendip finetune``).
 
-The embedded model is pretrained first, on captions and on titles. Its reasoning traces are its
+The embedded model is pretrained first, on captions. Its reasoning traces are its
 own: what it sees it has said before it saw any label; or a teacher's (traces.py). Any other
 checkpoint is opened as it is, and by default adapted (tuning.py). Held-out items take no part in
 anything, nor does what looks like them.
@@ -12,13 +12,12 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from serendip.artifacts import Artifact, Artifacts
@@ -27,6 +26,7 @@ from serendip.config import Config
 from serendip.core import InvalidRequest
 from serendip.curation.curate import current_pairs
 from serendip.curves import Panel, draw_curves
+from serendip.planning.batches import INSTRUCTION, Material, finetuning_losses
 from serendip.planning.checkpoint_files import check_checkpoint, digest_checkpoint, find_checkpoint
 from serendip.planning.embedded import build_embedded
 from serendip.planning.examples import (
@@ -34,19 +34,18 @@ from serendip.planning.examples import (
     load_captions,
     load_examples,
     load_own_words,
-    training_prompt,
 )
-from serendip.planning.mllm import Mllm, answer_loss
+from serendip.planning.mllm import Mllm
 from serendip.planning.onnx_session import can_export, export_graphs
 from serendip.planning.planner import GRAPHS, Planner
 from serendip.planning.pretrain import look_at, pretraining_loss
-from serendip.planning.prompt import Prompt, write_answer
+from serendip.planning.prompt import Content, write_answer
 from serendip.planning.style import OPENED, PROMPT, Style, open_style
 from serendip.planning.traces import ask_teacher, keep_traces, teacher_settings
 from serendip.planning.training import Stage, Watch, train
 from serendip.planning.training_state import Line, trained
 from serendip.planning.trie import DescriptionTrie
-from serendip.planning.tuning import EMBEDDED, Tuning, device_of, dtype_of
+from serendip.planning.tuning import EMBEDDED, Tuning, device_of, dtype_of, muon_lr_of
 from serendip.planning.validation import best_look, validate
 from serendip.progress import console
 from serendip.storage import write_atomically
@@ -54,7 +53,6 @@ from serendip.tree.cluster_tree import ClusterTree
 
 HISTORY, CURVES, EVENTS = "history.jsonl", "curves.svg", "tensorboard"
 _SETTINGS = "resume-settings.json"
-_DESCRIPTION_INSTRUCTION = "Name an interest."
 _RATES = ("match_rate", "recall", "recall_at_1")
 _CORPUS_REPEATS = 8  # of what the tokenizer should have whole words for
 
@@ -119,9 +117,10 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             both, asked = ask_teacher(config, style, examples + validation, artifacts.root)
             examples, validation = both[: len(examples)], both[len(examples) :]
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
+        words = load_own_words(config, tree, pairs) if "title" in style.slots else []
         if folder is None:
             mllm, examples, validation = _build_embedded(
-                config, style, tree, pairs, examples, validation, descriptions, draft.path
+                config, style, words, examples, validation, descriptions, draft.path
             )
         else:
             mllm = Mllm.open(folder, dtype_of(config.planner))
@@ -144,7 +143,8 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         )  # fmt: skip
         tuning = Tuning(mllm, config.planner, config.seed)
         weights = sum(p.numel() for p in trained(mllm.model).values())
-        kept = _finetune(config, planner, tuning, examples, validation, descriptions, draft.path)
+        material = Material(examples, words, descriptions)
+        kept = _finetune(config, planner, tuning, material, validation, draft.path)
         tuning.finish()
         mllm.save(draft.path / "checkpoint")
         if mllm.model.dtype == torch.float32 and can_export(mllm.model):
@@ -170,8 +170,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
 def _build_embedded(
     config: Config,
     style: Style,
-    tree: ClusterTree,
-    pairs: Artifact,
+    words: Sequence[tuple[Content, str]],
     examples: list[Example],
     validation: list[Example],
     descriptions: Sequence[str],
@@ -179,7 +178,6 @@ def _build_embedded(
 ) -> tuple[Mllm, list[Example], list[Example]]:
     """The embedded model, built and pretrained, and the examples with what it sees in them."""
     captions = load_captions(config)
-    words = load_own_words(config, tree, pairs)
     corpus = [f" {content.title}" for content, _ in words]
     if config.planner.text_chars:
         corpus += [f" {c.text[: config.planner.text_chars]}" for c, _ in words if c.text]
@@ -188,15 +186,20 @@ def _build_embedded(
     corpus += [f" {e.look}" for e in examples if e.look]
     asked = [re.sub(r"{\w+}", "", line) for line in style.asks]
     form = [write_answer(style, "x", "x", ""), OPENED, "Title:", "Text:"]
-    corpus += [*asked, *form, _DESCRIPTION_INSTRUCTION] * 60
+    corpus += [*asked, *form, INSTRUCTION] * 60
     mllm = build_embedded(corpus, config.planner.vocabulary, config.seed)
     mllm.model.to(device_of())
-    if config.planner.pretrain_steps:
-        shown = captions if style.looks else []
+    if config.planner.pretrain_steps and captions and style.looks:
         train(
             mllm.model,
-            lambda rng: [pretraining_loss(mllm, shown, words, config.planner, rng)],
-            Stage("pretrain", 1, config.planner.pretrain_steps, config.planner.pretrain_lr),
+            lambda rng: [pretraining_loss(mllm, captions, [], config.planner, rng)],
+            Stage(
+                "pretrain",
+                1,
+                config.planner.pretrain_steps,
+                config.planner.pretrain_lr,
+                muon_lr=muon_lr_of(config.planner),
+            ),
             seed=config.seed,
             state_path=folder / "resume-pretrain.safetensors",
             events=folder / EVENTS / "pretrain",
@@ -213,9 +216,8 @@ def _finetune(
     config: Config,
     planner: Planner,
     tuning: Tuning,
-    examples: Sequence[Example],
+    material: Material,
     validation: Sequence[Example],
-    descriptions: Sequence[str],
     folder: Path,
 ) -> Line:
     """The fine-tuning proper. The model ends as it was at its best look, which is returned."""
@@ -233,11 +235,11 @@ def _finetune(
 
     lines = train(
         planner.mllm.model,
-        lambda rng: finetuning_losses(config, planner, examples, descriptions, rows, rng),
-        Stage("finetune", 2, settings.steps, settings.lr, tuning.bfloat16),
+        lambda rng: finetuning_losses(planner.mllm, planner.style, settings, material, rng),
+        Stage("finetune", 2, settings.steps, settings.lr, tuning.bfloat16, muon_lr_of(settings)),
         seed=config.seed,
         state_path=folder / "resume-finetune.safetensors",
-        recipe={"examples": _digest(examples), "validation": _digest(validation)},
+        recipe={"examples": _digest(material.examples), "validation": _digest(validation)},
         watch=Watch(
             every=settings.log_every or settings.steps,
             measure=lambda: validate(planner, validation, rows),
@@ -256,44 +258,6 @@ def _finetune(
         panels.append(Panel("step", shown, steps, rates, from_zero=True))
     draw_curves(folder / CURVES, panels)
     return best(lines)
-
-
-def finetuning_losses(
-    config: Config,
-    planner: Planner,
-    examples: Sequence[Example],
-    descriptions: Sequence[str],
-    rows: int,
-    rng: np.random.Generator,
-) -> Iterator[torch.Tensor]:
-    """One batch of curated pairs, and beside it one of descriptions alone, ``rows`` at a time."""
-    size = config.planner.batch_size
-    prompts, answers = [], []
-    for at in rng.integers(0, len(examples), size):
-        example = examples[at]
-        prompts.append(training_prompt(example.content, planner.style, config.planner, rng))
-        answers.append(write_answer(planner.style, example.own, example.look, example.target))
-    alone = round(size * config.planner.description_rows)
-    share = alone / (size + alone)
-    yield from _parts(planner.mllm, prompts, answers, rows, 1 - share)
-    if alone:
-        chosen = [descriptions[i] for i in rng.integers(0, len(descriptions), alone)]
-        ask = {"type": "text", "text": _DESCRIPTION_INSTRUCTION}
-        bare = Prompt(({"role": "user", "content": [ask]},), (), OPENED)
-        texts = [f" {text}" for text in chosen]
-        yield from _parts(planner.mllm, [bare] * alone, texts, rows, share)
-
-
-def _parts(
-    mllm: Mllm, prompts: Sequence[Prompt], answers: Sequence[str], rows: int, weight: float
-) -> Iterator[torch.Tensor]:
-    """Parts of ``weight`` times the mean loss over all answers' tokens, ``rows`` rows each."""
-    tokens = [len(mllm.tokens(answer)) + 1 for answer in answers]  # and the turn's end
-    for at in range(0, len(prompts), rows):
-        part = slice(at, at + rows)
-        share = sum(tokens[part]) / sum(tokens)
-        loss = answer_loss(mllm, *mllm.encode_training(prompts[part], answers[part]))
-        yield weight * share * loss
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -1,13 +1,12 @@
 """Pretraining of the embedded model: what a real MLLM brings along.
 
-Captions teach it to see; titles with their own cluster's description teach it the words. The
-captions lie outside the catalogue, and no held-out item's title is shown. Knows no pair.
+Captions teach it to see; they lie outside the catalogue. Knows no pair and no cluster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,55 +15,44 @@ from serendip.config import PlannerConfig
 from serendip.planning.decode import write
 from serendip.planning.examples import drop_words
 from serendip.planning.head import Head
-from serendip.planning.mllm import IGNORED, Batch, Mllm, answer_loss
+from serendip.planning.mllm import Mllm, answer_loss
+from serendip.planning.packing import Segment, pack
 from serendip.planning.prompt import Content, Image, write_words
 from serendip.planning.session import TorchSession
 
 _CAPTION_ROWS, _CAPTIONS_A_ROW = 6, 4
-_WORD_ROWS = 10
+_TITLE_ROWS = 10
 _CAPTION_TOKENS = 16
 _CAPTION_BATCH = 128
 NOTHING = "nothing clear"  # the caption of a picture that shows nothing
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a row: text or an image, and whether its tokens are learnt."""
-
-    content: str | Image
-    learnt: bool = False
-
-
 def pretraining_loss(
     mllm: Mllm,
     captions: Sequence[tuple[Image, str]],
-    words: Sequence[tuple[Content, str]],
+    titles: Sequence[Content],
     config: PlannerConfig,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Loss of one batch of packed captions and of rows of words with their own description.
+    """Loss of one batch of packed captions, and of plain titles where there are any.
 
     Args:
-        captions: (image, caption); may be empty.
-        words: (title and text, description of the item's own cluster). Where the description is
-            empty, the words themselves are learnt: the model then has never read a description.
+        captions: (image, caption); may be empty if there are titles.
+        titles: what is read of them is learnt, and no description.
     """
     end = mllm.tokenizer.convert_ids_to_tokens(mllm.end_token)
     rows: list[list[Segment]] = []
-    if captions:
-        for _ in range(_CAPTION_ROWS):
-            row: list[Segment] = []
-            for at in rng.integers(0, len(captions), _CAPTIONS_A_ROW):
-                image, text = captions[at]
-                row += [Segment(image), Segment(f" {text}{end}", learnt=True)]
-            rows.append(row)
-    for at in rng.integers(0, len(words), _WORD_ROWS):
-        content, own = words[at]
-        kept = replace(content, title=drop_words(content.title, config.word_dropout, rng))
-        said = write_words(kept, config.text_chars)
-        read = Segment(f"{mllm.plain(said)}\n", learnt=not own)
-        rows.append([read, Segment(f"Topic: {own}{end}", learnt=True)] if own else [read])
-    return answer_loss(mllm, *_encode(mllm, rows))
+    for _ in range(_CAPTION_ROWS if captions else 0):
+        row: list[Segment] = []
+        for at in rng.integers(0, len(captions), _CAPTIONS_A_ROW):
+            image, text = captions[at]
+            row += [Segment(image), Segment(f" {text}{end}", learnt=True)]
+        rows.append(row)
+    for at in rng.integers(0, len(titles), _TITLE_ROWS if titles else 0):
+        kept = replace(titles[at], title=drop_words(titles[at].title, config.word_dropout, rng))
+        said = mllm.plain(write_words(kept, config.text_chars))
+        rows.append([Segment(f"{said}\n", learnt=True)])
+    return answer_loss(mllm, *pack(mllm, rows))
 
 
 def look_at(mllm: Mllm, contents: Sequence[Content]) -> list[str]:
@@ -89,37 +77,7 @@ def caption_images(mllm: Mllm, images: Sequence[Image]) -> list[str]:
     head = Head.of(mllm.model)
     for at in range(0, len(images), _CAPTION_BATCH):
         rows = [[Segment(image)] for image in images[at : at + _CAPTION_BATCH]]
-        batch, _ = _encode(mllm, rows)
+        batch, _ = pack(mllm, rows)
         tokens = write(TorchSession(mllm.model, head), batch, mllm.end_tokens, _CAPTION_TOKENS)
         texts += [mllm.tokenizer.decode(t, skip_special_tokens=True).strip() for t in tokens]
     return texts
-
-
-def _encode(mllm: Mllm, rows: Sequence[Sequence[Segment]]) -> tuple[Batch, torch.Tensor]:
-    """Rows of segments as model inputs, padded on the right, and their labels."""
-    image_tokens = mllm.tokens(mllm.processor.full_image_sequence)
-    bos = [mllm.tokenizer.bos_token_id]
-    ids, labels, images = [], [], []
-    for row in rows:
-        row_ids, row_labels = list(bos), [IGNORED] * len(bos)
-        for segment in row:
-            if isinstance(segment.content, str):
-                tokens = mllm.tokens(segment.content)
-            else:
-                tokens = image_tokens
-                images.append(segment.content)
-            row_ids += tokens
-            row_labels += tokens if segment.learnt else [IGNORED] * len(tokens)
-        ids.append(torch.tensor(row_ids))
-        labels.append(torch.tensor(row_labels))
-    pad = torch.nn.utils.rnn.pad_sequence
-    input_ids = pad(ids, batch_first=True, padding_value=mllm.tokenizer.pad_token_id)
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": pad([torch.ones_like(r) for r in ids], batch_first=True),
-        "token_type_ids": (input_ids == mllm.tokenizer.image_token_id).long(),
-    }
-    if images:
-        processed = mllm.processor.image_processor(images, return_tensors="pt")
-        batch["pixel_values"] = processed["pixel_values"]
-    return batch, pad(labels, batch_first=True, padding_value=IGNORED)

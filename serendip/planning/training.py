@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _WARMUP_STEPS = 30
+_WEIGHT_DECAY = 0.01
 _FLOOR = 0.03  # of the peak learning rate, at the end of the cosine
 _SAVE_EVERY, _SAVE_SECONDS = 50, 120.0  # whichever comes first
 
@@ -48,6 +49,7 @@ class Stage:
         number: sets the stage's randomness apart.
         peak_lr: of a cosine schedule with a linear start.
         bfloat16: whether the passes run in bfloat16; weights and optimizer stay as they are.
+        muon_lr: the peak for matrices, which Muon then trains; 0: AdamW trains everything.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stage:
     steps: int
     peak_lr: float
     bfloat16: bool = False
+    muon_lr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,38 @@ class Watch:
         return sum(line["step"] > best for line in lines) >= self.patience
 
 
-def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: torch.nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
     """What trains those of a model's parameters that want a gradient.
 
-    The schedule scales each group's own ``lr``; whatever an optimizer keeps of a parameter is
-    saved and restored.
+    Muon (K. Jordan et al. 2024, scaled to AdamW's step as in arXiv 2502.16982) takes matrices but
+    embeddings and head, AdamW the rest. The schedule scales each group's own ``lr``; whatever an
+    optimizer keeps of a parameter is saved and restored.
     """
-    return [
-        torch.optim.AdamW(trained(model).values(), lr=peak_lr, weight_decay=0.01, betas=(0.9, 0.95))
-    ]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    tables |= {id(head.weight)} if head is not None else set()
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for parameter in trained(model).values():
+        plain = stage.muon_lr and parameter.dim() == 2 and id(parameter) not in tables
+        (matrices if plain else rest).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=stage.muon_lr,
+                weight_decay=_WEIGHT_DECAY,
+                momentum=0.95,
+                nesterov=True,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    if rest:
+        optimizers.append(
+            torch.optim.AdamW(rest, lr=stage.peak_lr, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95))
+        )
+    return optimizers
 
 
 def train(
@@ -123,12 +149,13 @@ def train(
     Raises:
         InvalidRequest: the state that lies there is of another recipe, or the loss is not finite.
     """
-    optimizers = build_optimizers(model, stage.peak_lr)
+    optimizers = build_optimizers(model, stage)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
     about: dict[str, str | int | float] = {
         "stage": stage.name,
         "steps": stage.steps,
         "lr": stage.peak_lr,
+        "muon_lr": stage.muon_lr,
         "bfloat16": stage.bfloat16,
         "seed": seed,
         "optimizer": "+".join(type(o).__name__ for o in optimizers),

@@ -91,6 +91,14 @@ def device_of() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def muon_lr_of(config: PlannerConfig) -> float:
+    """The learning rate of the matrices under Muon; 0 where AdamW trains them."""
+    wanted = config.optimizer
+    if wanted == "auto":
+        wanted = "muon" if kind_of(config) == "full" else "adamw"
+    return config.muon_lr if wanted == "muon" else 0.0
+
+
 def is_bfloat16(config: PlannerConfig) -> bool:
     """Whether ``planner.precision`` means bfloat16 on this machine."""
     if config.precision == "auto":

@@ -1,4 +1,4 @@
-"""Pretraining on words: with a description it is learnt, without one the words themselves are."""
+"""Pretraining on plain titles: the words themselves are learnt, and no description."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from serendip.planning.prompt import Content
 def rows(mllm, monkeypatch):
     """What one batch reads and what it learns, as texts: (read, learnt) a row."""
 
-    def read(words):
+    def read(titles):
         seen = []
         monkeypatch.setattr(
             pretrain, "answer_loss", lambda _, batch, labels: seen.append((batch, labels))
         )
         settings = PlannerConfig(word_dropout=0)
-        pretrain.pretraining_loss(mllm, [], words, settings, np.random.default_rng(0))
+        pretrain.pretraining_loss(mllm, [], titles, settings, np.random.default_rng(0))
         ((batch, labels),) = seen
         decode = mllm.tokenizer.decode
         return [
@@ -30,13 +30,6 @@ def rows(mllm, monkeypatch):
     return read
 
 
-def test_a_title_without_a_description_is_learnt_and_nothing_else_is_read(rows):
-    for read, learnt in rows([(Content("rye bread"), "")]):
+def test_a_title_is_learnt_and_nothing_else_is_read(rows):
+    for read, learnt in rows([Content("rye bread")]):
         assert read == learnt == "Title: rye bread\n"
-
-
-def test_a_description_is_learnt_and_the_title_is_not(rows):
-    for read, learnt in rows([(Content("rye bread"), "bread: rye")]):
-        assert read == "Title: rye bread\nTopic: bread: rye"
-        assert learnt.startswith("Topic: bread: rye")
-        assert "Title" not in learnt

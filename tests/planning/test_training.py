@@ -48,11 +48,11 @@ def weights_of(model):
     return torch.cat([model.matrix.detach().flatten(), model.vector.detach()])
 
 
-def two_kinds(model, peak_lr):
+def two_kinds(model, stage):
     """Muon keeps one buffer and nothing else; SGD keeps another."""
     return [
-        torch.optim.Muon([model.matrix], lr=peak_lr, momentum=0.9),
-        torch.optim.SGD([model.vector], lr=peak_lr / 10, momentum=0.9),
+        torch.optim.Muon([model.matrix], lr=stage.peak_lr, momentum=0.9),
+        torch.optim.SGD([model.vector], lr=stage.peak_lr / 10, momentum=0.9),
     ]
 
 
