@@ -105,7 +105,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     with artifacts.publish(
         "planner", settings, inputs, log_until=pairs.log_until, resume=True
     ) as draft:
-        started = time.monotonic()
+        started, cpu = time.monotonic(), time.process_time()
         _tell_of_others(draft.path, {**settings, "inputs": inputs})
         examples, validation, left_out = load_examples(config, style, tree, pairs)
         if left_out["unreadable"]:
@@ -162,6 +162,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             **left_out,
             "trie_states": len(trie.token),
             "seconds": round(time.monotonic() - started, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
             **kept,
         }
     return artifacts.open("planner", draft.version)
