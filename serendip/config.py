@@ -250,8 +250,8 @@ class PlansConfig(Section):
     # What runs the model: "serendip", this package; "vllm", the extra `vllm`.
     engine: Literal["serendip", "vllm"] = "serendip"
     vllm: VllmConfig = VllmConfig()
-    # Of the engine "serendip". "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3 checkpoints; "auto":
-    # where there are such graphs.
+    # Of the engine "serendip". "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3
+    # checkpoints; "auto": where there are such graphs.
     runtime: Literal["auto", "onnx", "torch"] = "auto"
     # "processes": on this machine; "ray": on the cluster at RAY_ADDRESS.
     crew: Literal["processes", "ray"] = "processes"

@@ -69,9 +69,7 @@ def beam(
             pools[prefix.prompt] += _after(trie, views[prefix.prompt], entry, answer)
     return [
         # What the engine did not show is not known to be worse: nothing is proven.
-        Outcome(
-            tuple(Found(int(trie.lo[e.state]), e.score, 0.0) for e in pool[:k]), False, count
-        )
+        Outcome(tuple(Found(int(trie.lo[e.state]), e.score, 0.0) for e in pool[:k]), False, count)
         for pool, count in zip(pools, opened, strict=True)
     ]
 

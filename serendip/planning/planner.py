@@ -77,9 +77,7 @@ class Planner:
         return cls(**cls._parts(artifact, mllm, nodes, search), graphs=graphs)
 
     @staticmethod
-    def _parts(
-        artifact: Artifact, mllm: Mllm, nodes: Nodes, search: PlansConfig
-    ) -> dict[str, Any]:
+    def _parts(artifact: Artifact, mllm: Mllm, nodes: Nodes, search: PlansConfig) -> dict[str, Any]:
         """What a planner is made of, whatever runs its model."""
         return {
             "mllm": mllm,

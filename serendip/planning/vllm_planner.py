@@ -185,7 +185,7 @@ def _start(checkpoint: Path, search: PlansConfig, threads: int, images: int) -> 
     from vllm import LLM
 
     given = search.vllm
-    dtype = given.dtype
+    dtype: str = given.dtype
     if dtype == "checkpoint":
         config = json.loads((checkpoint / "config.json").read_text())
         dtype = config.get("dtype") or config.get("torch_dtype") or "auto"
