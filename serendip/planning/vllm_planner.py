@@ -17,6 +17,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from serendip.tree.cluster_tree import Nodes
 
 _PROCESSOR = "serendip.planning.vllm_processor:VllmTrieProcessor"
 _GB = 10**9
+# Tokens of a block of vLLM's cache, of which only whole ones are found again. Its CPU backend takes
+# multiples of 32, and 128 if it is not told, which is more than a short prompt.
+_CPU_BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,11 @@ class VllmPlanner(Planner):
         given: dict[str, Any] = {"prompt_token_ids": self.mllm.tokens(text)}
         if prompt.images:
             given["multi_modal_data"] = {"image": [Image.fromarray(i) for i in prompt.images]}
+            # Or vLLM would hash them with every question.
+            names = [
+                sha256(repr(i.shape).encode() + i.tobytes()).hexdigest() for i in prompt.images
+            ]
+            given["multi_modal_uuids"] = {"image": names}
         return given
 
     def _reason(self, prompts: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -178,11 +187,12 @@ def _start(checkpoint: Path, search: PlansConfig, threads: int, images: int) -> 
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }.items():
         os.environ.setdefault(name, value)
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     given = search.vllm
     dtype: str = given.dtype
@@ -190,6 +200,8 @@ def _start(checkpoint: Path, search: PlansConfig, threads: int, images: int) -> 
         config = json.loads((checkpoint / "config.json").read_text())
         dtype = config.get("dtype") or config.get("torch_dtype") or "auto"
     options: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        options["block_size"] = _CPU_BLOCK
     if given.cache_gb:
         options["kv_cache_memory_bytes"] = int(given.cache_gb * _GB)
     if given.max_tokens:

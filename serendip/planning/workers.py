@@ -93,7 +93,7 @@ class Worker:
 
         torch.set_num_threads(setup.threads)
         self._decoders = Decoders(setup.plans.decoders, setup.style, setup.frames, setup.load)
-        self._planner = _engine(setup.plans).open(
+        self._planner = planner_class(setup.plans).open(
             setup.planner, setup.nodes, setup.plans, threads=setup.threads
         )
         self._planner.check()
@@ -159,7 +159,8 @@ def check_engine(plans: PlansConfig) -> None:
         )
 
 
-def _engine(plans: PlansConfig) -> type[Planner]:
+def planner_class(plans: PlansConfig) -> type[Planner]:
+    """What opens a planner on its engine. Raises InvalidRequest if that is not installed here."""
     if plans.engine == "vllm":
         check_engine(plans)
         from serendip.planning.vllm_planner import VllmPlanner

@@ -111,7 +111,9 @@ def installed(monkeypatch):
     interface.LogitsProcessor = StandIn
     interface.BatchUpdate = BatchUpdate
     interface.MoveDirectionality = MoveDirectionality
-    for module in (top, ModuleType("vllm.v1"), ModuleType("vllm.v1.sample"), interface):
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: True)
+    for module in (top, platforms, ModuleType("vllm.v1"), ModuleType("vllm.v1.sample"), interface):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     for name in _OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
