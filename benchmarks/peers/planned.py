@@ -1,6 +1,6 @@
 """One engine, opened in its own environment: plans of some items, and CPU seconds of the batches.
 
-    python -m peers.planned ENGINE CONFIG.json PLANS.parquet BATCHES
+    python benchmarks/peers/planned.py ENGINE CONFIG.json PLANS.parquet BATCHES
 
 Media are decoded beforehand. The first batch is a warm-up, and is planned again as the last.
 """

@@ -1,6 +1,6 @@
 """Bulk planning on vLLM against this package's engine: the same planner, the same items.
 
-    ./build.sh bench vllm [--quick] [--folder DIR]
+    ./build.sh bench on_vllm [--quick] [--folder DIR]
 
 *agreement*: of vLLM's plans with our engine's: the share of items whose first cluster is the same,
 whose reasoning is the same to the letter, and of the clusters that both name; and how far the
@@ -49,7 +49,7 @@ PYTHONS = {"serendip": Path(sys.executable), "vllm": vllm_environment.PYTHON}
 VARIABLES = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "clients", ROOT / "benchmarks"))),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "clients"))),
 }
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "bench": "vllm",
+                "bench": "on_vllm",
                 "conditions": conditions(config, options.quick),
                 "figures": {"agreement": agreement, "engines": engines, "job": job},
                 "ratios": {
@@ -98,7 +98,8 @@ def run(config: Config, engine: str, batches: int) -> tuple[dict[str, Any], dict
     """What peers.planned says of an engine, and its plans by item."""
     given, made = (config.artifacts_path / name for name in ("bench.json", f"{engine}.parquet"))
     given.write_text(config.model_dump_json())
-    command = [PYTHONS[engine], "-m", "peers.planned", engine, given, made, str(batches)]
+    script = ROOT / "benchmarks" / "peers" / "planned.py"
+    command = [PYTHONS[engine], script, engine, given, made, str(batches)]
     ended = subprocess.run(command, env=VARIABLES, check=True, stdout=subprocess.PIPE, text=True)
     rows = pq.read_table(made).to_pylist()
     plans = {row["item_id"]: decode_plan(row["plan"]) for row in rows}
