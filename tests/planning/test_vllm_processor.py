@@ -162,7 +162,7 @@ def test_a_row_goes_on_where_its_prompt_has_begun(vllm_processor, trie):
         assert masked[0].isfinite().nonzero().flatten().tolist() == expected
 
 
-def test_a_row_that_only_reasons_ends_with_the_opening(vllm_processor):
+def test_a_row_that_only_reasons_ends_with_the_opening(vllm_processor, trie):
     processor = made(vllm_processor)
     written = []
     params = wants(
@@ -174,9 +174,9 @@ def test_a_row_that_only_reasons_ends_with_the_opening(vllm_processor):
         masked = processor.apply(torch.zeros(1, 400))
         allowed = masked[0].isfinite().nonzero().flatten().tolist()
         if len(more) < 2:
-            assert len(allowed) == 399  # all but the end
+            assert set(range(400)) - set(allowed) == {END, trie.end_token}
         else:
-            assert allowed == [[7], [8], [END]][len(more) - 2]
+            assert allowed == [[7], [8], [trie.end_token]][len(more) - 2]
 
 
 def test_an_engine_that_hides_its_tokens_is_stopped(vllm_processor, trie):
