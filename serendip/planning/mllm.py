@@ -106,19 +106,16 @@ class Mllm:
         Everything but ``encode_training`` and what reads ``model`` itself works as ever.
 
         Raises:
-            CorruptArtifact: it has no processor, or does not say what ends a turn.
+            CorruptArtifact: see ``open``, less what only loaded weights show.
         """
+        check_checkpoint(checkpoint)
         try:
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
             generation = GenerationConfig.from_pretrained(checkpoint)
             processor = _open_processor(str(checkpoint), config)
-        except (ImportError, OSError, ValueError, KeyError) as e:
-            raise CorruptArtifact(
-                f"no processor ({(str(e).splitlines() or [type(e).__name__])[0]})",
-                field="planner.checkpoint",
-                value=str(checkpoint),
-                remedy="Run serendip finetune again.",
-            ) from e
+        except (ImportError, OSError, ValueError, KeyError, TypeError) as e:
+            first = (str(e).splitlines() or [type(e).__name__])[0]
+            raise refused(checkpoint, f"no image-text checkpoint ({first})") from e
         return cls(SimpleNamespace(config=config, generation_config=generation), processor)
 
     def save(self, folder: Path) -> None:

@@ -32,6 +32,7 @@ from serendip.planning.decode import Decoded
 from serendip.planning.mllm import Mllm
 from serendip.planning.planner import Planner, check_tree
 from serendip.planning.prompt import Content, Prompt
+from serendip.planning.search import Search
 from serendip.planning.style import ANSWER
 from serendip.planning.views import View
 from serendip.planning.vllm_checkpoint import checkpoint_for_vllm
@@ -88,7 +89,9 @@ class VllmPlanner(Planner):
         """Not on this engine."""
         raise NotImplementedError
 
-    def _decode(self, prompts: Sequence[Prompt], views: Sequence[View]) -> list[Decoded]:
+    def _search(
+        self, prompts: Sequence[Prompt], views: Sequence[View], how: Search
+    ) -> list[Decoded]:
         with timed(self.seconds, "encode"):
             given = [self._given(prompt) for prompt in prompts]
         texts: list[list[int]] = [[] for _ in prompts]
@@ -102,7 +105,7 @@ class VllmPlanner(Planner):
             return self._ask(given, prefixes)
 
         with timed(self.seconds, "answer"):
-            outcomes = beam(self.trie, views, self.search.clusters, self.search.beams, ask)
+            outcomes = beam(self.trie, views, how.k, how.beams, ask)
         return [Decoded(text, outcome) for text, outcome in zip(texts, outcomes, strict=True)]
 
     def _given(self, prompt: Prompt) -> dict[str, Any]:
@@ -210,6 +213,7 @@ def _start(checkpoint: Path, search: PlansConfig, threads: int, images: int) -> 
         return LLM(
             str(checkpoint),
             dtype=dtype,
+            load_format="safetensors",
             gpu_memory_utilization=given.memory,
             enforce_eager=given.eager,
             enable_prefix_caching=True,
