@@ -93,8 +93,12 @@ bench() {
   OMP_NUM_THREADS=1 exec "$py" "benchmarks/$name.py" "$@"
 }
 
+# The environment of `serendip plan --engine vllm` on a machine without a GPU.
+vllm_env() { setup; exec "$py" benchmarks/peers/vllm_environment.py; }
+
 case "${1:-}" in
   setup | protos | docs | lint | demo | serve | bench) verb=$1; shift; "$verb" "$@" ;;
   test) shift; test_ "$@" ;;
-  *) echo "usage: ./build.sh setup | protos | docs | lint | demo [--seed N] [--config FILE] [--keep] | test [--full] | serve | bench NAME" >&2; exit 2 ;;
+  vllm-env) vllm_env ;;
+  *) echo "usage: ./build.sh setup | protos | docs | lint | demo [--seed N] [--config FILE] [--keep] | test [--full] | serve | bench NAME | vllm-env" >&2; exit 2 ;;
 esac

@@ -244,6 +244,8 @@ def _live(
     planner = parts["planner"]
     trained = PlannerConfig.model_validate(planner.config["planner"])
     plans = PlansConfig.model_validate(parts["plans"].config["plans"])
+    # Whatever has planned in bulk, what plans live is this package's engine.
+    plans = plans.model_copy(update={"engine": "serendip"})
     metrics = metrics if metrics is not None else LiveMetrics()
     setup = Setup(
         replace(planner, path=planner.path.resolve()),

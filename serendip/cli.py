@@ -163,12 +163,23 @@ def plan(
     max_hours: Annotated[
         float | None, typer.Option(min=0, help="Begin no item after this; publish what there is.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="serendip or vllm: what runs the model, whatever plans.engine says.")
+    ] = "",
     redis: Annotated[str, typer.Option(help="URL of a Redis that gets the plans as well.")] = "",
 ) -> None:
     """Plans the items that cover most impressions, stale ones only."""
     from serendip.planning.bulk import publish_plans
 
+    if engine not in ("", "serendip", "vllm"):
+        raise InvalidRequest(
+            "is no engine", field="--engine", value=engine, remedy="Known are: serendip, vllm."
+        )
+
     def stage(settings: Config, artifacts: Artifacts) -> Artifact:
+        if engine:
+            plans = settings.plans.model_copy(update={"engine": engine})
+            settings = settings.model_copy(update={"plans": plans})
         if not redis:
             return publish_plans(settings, artifacts, max_hours=max_hours)
         from serendip.planning.lmdb_store import FILE

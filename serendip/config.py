@@ -224,6 +224,21 @@ class TeacherConfig(Section):
         return self.model_dump(exclude={"at_once", "timeout_s", "tries", "key_env"})
 
 
+class VllmConfig(Section):
+    """vLLM, where it is what bulk planning runs the model on (plans.engine = "vllm")."""
+
+    # "checkpoint": as the weights are stored; a plan depends on it.
+    dtype: Literal["checkpoint", "float32", "bfloat16", "float16"] = "checkpoint"
+    # Share of the device's memory that a worker takes for weights and cache.
+    memory: float = Field(0.9, gt=0, le=1)
+    # GB of the cache alone, whatever the share would leave for it; 0: what it leaves.
+    cache_gb: float = Field(0.0, ge=0)
+    # Tokens of the longest prompt with its answer; 0: what the checkpoint allows.
+    max_tokens: int = Field(0, ge=0)
+    # Neither torch.compile nor CUDA graphs: starts sooner, runs slower on a GPU.
+    eager: bool = False
+
+
 class PlansConfig(Section):
     """Bulk planning (``serendip plan``)."""
 
@@ -232,8 +247,11 @@ class PlansConfig(Section):
     clusters: int = Field(8, ge=1, le=8)
     beams: int = Field(12, ge=1, le=256)
     max_reasoning_tokens: int = Field(48, ge=1)
-    # "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3 checkpoints; "auto":
-    # where there are such graphs.
+    # What runs the model: "serendip", this package; "vllm", the extra `vllm`.
+    engine: Literal["serendip", "vllm"] = "serendip"
+    vllm: VllmConfig = VllmConfig()
+    # Of the engine "serendip". "onnx": ONNX Runtime, on the graphs that finetune exports of Gemma 3
+    # checkpoints; "auto": where there are such graphs.
     runtime: Literal["auto", "onnx", "torch"] = "auto"
     # "processes": on this machine; "ray": on the cluster at RAY_ADDRESS.
     crew: Literal["processes", "ray"] = "processes"

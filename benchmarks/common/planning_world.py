@@ -14,8 +14,8 @@ from serendip.tree.build import publish_tree
 FOLDER = Path("artifacts/bench-plan")
 
 
-def configure(folder: Path, quick: bool) -> Config:
-    """The tiny world with more items; ``quick``: fewer, and a planner of a few steps."""
+def configure(folder: Path, quick: bool, items_per_topic: int = 120) -> Config:
+    """The tiny world with that many items; ``quick``: fewer, and a planner of a few steps."""
     folder = folder / ("quick" if quick else "full")
     synth = {"items_per_topic": 8, "interactions": 30_000, "users": 300, "captions": 200}
     planner = {"pretrain_steps": 4, "steps": 4, "log_every": 2, "batch_size": 8}
@@ -23,7 +23,7 @@ def configure(folder: Path, quick: bool) -> Config:
         {
             "data_dir": str(folder / "data"),
             "artifacts_dir": str(folder / "artifacts"),
-            "synth": synth if quick else {"items_per_topic": 120},
+            "synth": synth if quick else {"items_per_topic": items_per_topic},
             "planner": planner if quick else {},
         }
     )

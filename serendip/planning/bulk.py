@@ -32,7 +32,6 @@ from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.plan_store import StoreInfo
 from serendip.planning.ray_crew import plan_on_ray
 from serendip.planning.rows import (
-    SEARCH,
     UNSURE,
     Chunks,
     Media,
@@ -40,11 +39,19 @@ from serendip.planning.rows import (
     hash_media,
     not_stale,
     plans_made_of,
+    search_of,
     stale_keys,
     torn,
 )
 from serendip.planning.style import style_of
-from serendip.planning.workers import Done, Lease, Setup, Task, plan_in_processes
+from serendip.planning.workers import (
+    Done,
+    Lease,
+    Setup,
+    Task,
+    check_engine,
+    plan_in_processes,
+)
 from serendip.progress import Seconds, progress
 from serendip.tree.cluster_tree import ClusterTree
 
@@ -113,8 +120,10 @@ def publish_plans(
         crew: what plans; None: as ``plans.crew`` says.
 
     Raises:
+        InvalidRequest: ``plans.engine`` is not installed.
         SerendipError: no item of the corpus could be planned.
     """
+    check_engine(config.plans)
     ends = None if max_hours is None else time.monotonic() + max_hours * 3600
     tree_artifact = artifacts.current("tree")
     pairs = current_pairs(config, artifacts)
@@ -127,7 +136,7 @@ def publish_plans(
         )
     planner = artifacts.current("planner")
     check_made_from(planner, {"tree": tree_artifact.tree_version})
-    settings = {"plans": config.plans.model_dump(include={"coverage", *SEARCH})}
+    settings = {"plans": {"coverage": config.plans.coverage, **search_of(config.plans)}}
     trained = PlannerConfig.model_validate(planner.config["planner"])
     corpus = _corpus(config, pairs)
     if not corpus:

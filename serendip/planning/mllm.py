@@ -11,10 +11,16 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+)
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.utils import logging as transformers_logging
@@ -92,6 +98,25 @@ class Mllm:
                 "Fetch the checkpoint again, or the config that belongs to it.",
             )
         return cls(model.eval(), processor)
+
+    @classmethod
+    def open_words(cls, checkpoint: Path) -> Mllm:
+        """A checkpoint's processor and settings alone, for who runs its weights elsewhere.
+
+        Everything but ``encode_training`` and what reads ``model`` itself works as ever.
+
+        Raises:
+            CorruptArtifact: see ``open``, less what only loaded weights show.
+        """
+        check_checkpoint(checkpoint)
+        try:
+            config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            generation = GenerationConfig.from_pretrained(checkpoint)
+            processor = _open_processor(str(checkpoint), config)
+        except (ImportError, OSError, ValueError, KeyError, TypeError) as e:
+            first = (str(e).splitlines() or [type(e).__name__])[0]
+            raise refused(checkpoint, f"no image-text checkpoint ({first})") from e
+        return cls(SimpleNamespace(config=config, generation_config=generation), processor)
 
     def save(self, folder: Path) -> None:
         """Writes an ordinary transformers checkpoint."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from serendip.planning.decode import Decoded, decode, write
 from serendip.planning.head import Head
 from serendip.planning.mllm import Batch, Mllm
 from serendip.planning.onnx_session import Graphs, OnnxSession
-from serendip.planning.prompt import Content, build_prompt, read_answer
+from serendip.planning.prompt import Content, Prompt, build_prompt, read_answer
 from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import Session, TorchSession, check_trees
 from serendip.planning.style import ANSWER, Style, style_of
@@ -68,29 +69,27 @@ class Planner:
             CorruptArtifact: it was trained for another tree, or its files do not fit.
             InvalidRequest: ``plans.runtime`` asks for graphs that it does not have.
         """
-        if artifact.tree_version != nodes.tree_version:
-            raise CorruptArtifact(
-                f"was trained for tree {artifact.tree_version}",
-                field=f"planner/{artifact.version}",
-                value=nodes.tree_version,
-                remedy="Fine-tune on the current tree (serendip finetune).",
-            )
+        check_tree(artifact, nodes)
         mllm = Mllm.open(artifact.path / "checkpoint")
         graphs = _open_graphs(artifact, search, threads)
         if graphs is None and torch.cuda.is_available():
             mllm.model.to("cuda")
-        return cls(
-            mllm=mllm,
-            trie=DescriptionTrie.open(artifact.path / "trie", mllm.tokenizer_hash),
-            nodes=nodes,
-            level=int(artifact.config["level"]),
-            level_gap=int(artifact.config["level_gap"]),
-            config=PlannerConfig.model_validate(artifact.config["planner"]),
-            search=search,
-            version=artifact.version,
-            style=style_of(artifact),
-            graphs=graphs,
-        )
+        return cls(**cls._parts(artifact, mllm, nodes, search), graphs=graphs)
+
+    @staticmethod
+    def _parts(artifact: Artifact, mllm: Mllm, nodes: Nodes, search: PlansConfig) -> dict[str, Any]:
+        """What a planner is made of, whatever runs its model."""
+        return {
+            "mllm": mllm,
+            "trie": DescriptionTrie.open(artifact.path / "trie", mllm.tokenizer_hash),
+            "nodes": nodes,
+            "level": int(artifact.config["level"]),
+            "level_gap": int(artifact.config["level_gap"]),
+            "config": PlannerConfig.model_validate(artifact.config["planner"]),
+            "search": search,
+            "version": artifact.version,
+            "style": style_of(artifact),
+        }
 
     @property
     def prompt_version(self) -> str:
@@ -216,12 +215,15 @@ class Planner:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]
 
     def _encode(self, contents: Sequence[Content], own_nodes: Sequence[int | None]) -> Batch:
-        return self.mllm.encode(
-            [
-                build_prompt(self._placed(c, own), self.style, self.config.text_chars)
-                for c, own in zip(contents, own_nodes, strict=True)
-            ]
-        )
+        return self.mllm.encode(self._prompts(contents, own_nodes))
+
+    def _prompts(
+        self, contents: Sequence[Content], own_nodes: Sequence[int | None]
+    ) -> list[Prompt]:
+        return [
+            build_prompt(self._placed(c, own), self.style, self.config.text_chars)
+            for c, own in zip(contents, own_nodes, strict=True)
+        ]
 
     def _placed(self, content: Content, own: int | None) -> Content:
         """The content with its own cluster's description."""
@@ -234,17 +236,27 @@ class Planner:
         views: Sequence[View] | None,
         clusters: int,
     ) -> list[Decoded]:
+        return self._search(
+            self._prompts(contents, own_nodes),
+            views or [self.view(own) for own in own_nodes],
+            Search(k=clusters, beams=max(clusters, self.search.beams)),
+        )
+
+    def _search(
+        self, prompts: Sequence[Prompt], views: Sequence[View], how: Search
+    ) -> list[Decoded]:
+        """What the engine does: reasons, and searches by a beam."""
         with timed(self.seconds, "encode"):
-            batch = self._encode(contents, own_nodes)
+            batch = self.mllm.encode(prompts)
         return decode(
             self._session(),
             batch,
             self._trie_head,
-            views or [self.view(own) for own in own_nodes],
-            Search(k=clusters, beams=max(clusters, self.search.beams)),
+            views,
+            how,
             opening=self.mllm.tokens(ANSWER),
             ends=self.mllm.end_tokens,
-            max_reasoning=[self._max_reasoning] * len(contents),
+            max_reasoning=[self._max_reasoning] * len(prompts),
             seconds=self.seconds,
         )
 
@@ -261,6 +273,17 @@ class Planner:
             score=score,
             serendipitous=own is not None
             and self.nodes.is_serendipitous(own, node_id, self.level_gap),
+        )
+
+
+def check_tree(artifact: Artifact, nodes: Nodes) -> None:
+    """Raises CorruptArtifact if a planner was trained for another tree."""
+    if artifact.tree_version != nodes.tree_version:
+        raise CorruptArtifact(
+            f"was trained for tree {artifact.tree_version}",
+            field=f"planner/{artifact.version}",
+            value=nodes.tree_version,
+            remedy="Fine-tune on the current tree (serendip finetune).",
         )
 
 

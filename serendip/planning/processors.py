@@ -52,9 +52,11 @@ class Guide:
         max_free: free tokens after which the rest of the opening is forced; None for no bound.
         end_tokens: what ends a turn beside the trie's own end token; free text has none of them,
             since a row that ended there would have no answer.
+        answers: whether the description is written; a row that only reasons ends with the opening.
 
     Raises:
-        InvalidRequest: the opening holds an end token, or a bound is negative or lacks an opening.
+        InvalidRequest: the opening holds an end token, or a bound is negative or lacks an opening,
+            or there is neither an answer nor an opening.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Guide:
         opening: Sequence[int] = (),
         max_free: int | None = None,
         end_tokens: Collection[int] = (),
+        answers: bool = True,
     ) -> None:
         self.trie = trie
+        self.answers = answers
         self.opening = tuple(opening)
         self.max_free = max_free
         self.end_tokens = frozenset(end_tokens) | {trie.end_token}
@@ -82,6 +86,13 @@ class Guide:
                 field="max_free",
                 value=max_free,
                 remedy="Name the opening's tokens, or drop the bound.",
+            )
+        if not answers and not self.opening:
+            raise InvalidRequest(
+                "leaves nothing to be written",
+                field="answers",
+                value=False,
+                remedy="Name the opening's tokens.",
             )
 
     def start(self) -> Cursor:
@@ -139,7 +150,7 @@ class Guide:
         while tail != self.opening[: len(tail)]:
             tail = tail[1:]
         if len(tail) == len(self.opening):
-            return Cursor(state=START)
+            return Cursor(state=START) if self.answers else Cursor(done=True)
         return Cursor(cursor.written + 1, len(tail))
 
 

@@ -83,10 +83,19 @@ def hash_media(items: Iterable[Item], known: Mapping[str, Media]) -> Iterator[Me
 
 
 def plans_made_of(tree_version: str, planner: Artifact, plans: PlansConfig) -> tuple[object, ...]:
-    """What all plans of a planner share: tree, planner, prompt and search."""
+    """What all plans of a planner share: tree, planner, prompt, search and engine."""
     trained = PlannerConfig.model_validate(planner.config["planner"])
     prompt = style_of(planner).version(trained.frames, trained.text_chars)
-    return (tree_version, planner.version, prompt, *(getattr(plans, name) for name in SEARCH))
+    search = search_of(plans).values()
+    return (tree_version, planner.version, prompt, *search)
+
+
+def search_of(plans: PlansConfig) -> dict[str, object]:
+    """The settings that a plan depends on; this package's own engine is not named among them."""
+    found: dict[str, object] = {name: getattr(plans, name) for name in SEARCH}
+    if plans.engine == "vllm":
+        found |= {"engine": plans.engine, "vllm": {"dtype": plans.vllm.dtype}}
+    return found
 
 
 def stale_keys(

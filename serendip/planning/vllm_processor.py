@@ -13,6 +13,8 @@ and a request opts in by its ``extra_args`` (``vllm_xargs`` over HTTP):
     serendip_without    node IDs that may not be planned
     serendip_opening    token IDs that open the answer; free text comes before them
     serendip_max_free   free tokens after which the opening is forced
+    serendip_answer     false: the row ends with the opening, and the description is left out
+    serendip_begun      token IDs of the description that the prompt ends with already
 
 The folder is the engine's to name, not a request's: a request could read any path. vLLM samples
 from a softmax taken after the processor: see TrieLogitsProcessor for what that is under a view.
@@ -39,7 +41,8 @@ FOLDER = "SERENDIP_TRIE"
 TOKENIZER = "SERENDIP_TRIE_TOKENIZER"
 
 _FLAG = "serendip_trie"
-_LISTS = ("serendip_only", "serendip_without", "serendip_opening")
+_ANSWER = "serendip_answer"
+_LISTS = ("serendip_only", "serendip_without", "serendip_opening", "serendip_begun")
 _BOUND = "serendip_max_free"
 
 
@@ -49,18 +52,20 @@ class _Row:
 
     Attributes:
         written: the engine's own list of output tokens, which it goes on appending to.
-        read: how many of them led to ``cursor``.
+        begun: where the first of them is written.
+        cursor: where the row is after ``read`` of them.
     """
 
     guide: Guide
     view: View | None
     written: list[int]
-    read: int
+    begun: Cursor
     cursor: Cursor
+    read: int = 0
 
     def catch_up(self) -> None:
         if len(self.written) < self.read:  # the engine has dropped tokens and will write others
-            self.read, self.cursor = 0, self.guide.start()
+            self.read, self.cursor = 0, self.begun
         for token in self.written[self.read :]:
             if token < 0:
                 raise InvalidRequest(
@@ -162,28 +167,35 @@ def _read(params: Any, written: list[int]) -> _Row | None:
     """
     given = getattr(params, "extra_args", None) or {}
     ours = {k: v for k, v in given.items() if k.startswith("serendip_")}
-    flag = ours.pop(_FLAG, False)
-    if flag not in (True, False):
-        raise _wrong(_FLAG, flag, "must be true or false")
+    flag, answers = ours.pop(_FLAG, False), ours.get(_ANSWER, True)
+    for name, value in ((_FLAG, flag), (_ANSWER, answers)):
+        if value not in (True, False):
+            raise _wrong(name, value, "must be true or false")
     for name, value in ours.items():
-        if name not in (*_LISTS, _BOUND):
+        if name not in (*_LISTS, _BOUND, _ANSWER):
             raise _wrong(name, value, "is no argument of the trie")
         if not flag:
             raise _wrong(name, value, f"needs {_FLAG}")
+        if name == _ANSWER:
+            continue
         numbers = value if name in _LISTS else [value]
         if not isinstance(numbers, list | tuple) or not all(type(n) is int for n in numbers):
             raise _wrong(name, value, f"must be {'integers' if name in _LISTS else 'an integer'}")
     if not flag:
         return None
     trie = _trie()
-    only, without, opening = (ours.get(name) for name in _LISTS)
-    guide = Guide(
-        trie, opening or (), ours.get(_BOUND), getattr(params, "all_stop_token_ids", None) or ()
-    )
+    only, without, opening, begun = (ours.get(name) for name in _LISTS)
+    ends = getattr(params, "all_stop_token_ids", None) or ()
+    guide = Guide(trie, opening or (), ours.get(_BOUND), ends, answers)
+    if begun and opening:
+        raise _wrong("serendip_begun", begun, "is of a prompt that is open already")
     view = None
     if only is not None or without:
         view = trie.view(only=only, without=without or ())
-    return _Row(guide, view, written, 0, guide.start())
+    start = guide.walk(begun or ())
+    if start.done:
+        raise _wrong("serendip_begun", begun, "begins no description")
+    return _Row(guide, view, written, start, start)
 
 
 def _wrong(name: str, value: object, message: str) -> InvalidRequest:
@@ -191,5 +203,5 @@ def _wrong(name: str, value: object, message: str) -> InvalidRequest:
         message,
         field=f"extra_args.{name}",
         value=value,
-        remedy=f"Send {_FLAG}=true with any of {', '.join((*_LISTS, _BOUND))}.",
+        remedy=f"Send {_FLAG}=true with any of {', '.join((*_LISTS, _BOUND, _ANSWER))}.",
     )

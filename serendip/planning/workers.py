@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import chain
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
@@ -31,6 +32,9 @@ from serendip.planning.rows import UNSURE, Row
 from serendip.planning.style import Style
 from serendip.progress import Seconds, timed
 from serendip.tree.cluster_tree import Nodes
+
+if TYPE_CHECKING:  # a decoder imports this module, and loads no model
+    from serendip.planning.planner import Planner
 
 AHEAD = 2  # leases that a worker has in hand
 _DEATHS = 10  # of workers, one after the other, without a lease done between them
@@ -84,14 +88,14 @@ class Worker:
     """A planner and its decoders. ``plan`` may be called from two threads."""
 
     def __init__(self, setup: Setup) -> None:
-        """Opens the planner. Raises CorruptArtifact."""
+        """Opens the planner on its engine. Raises CorruptArtifact, InvalidRequest."""
         import torch
-
-        from serendip.planning.planner import Planner
 
         torch.set_num_threads(setup.threads)
         self._decoders = Decoders(setup.plans.decoders, setup.style, setup.frames, setup.load)
-        self._planner = Planner.open(setup.planner, setup.nodes, setup.plans, threads=setup.threads)
+        self._planner = planner_class(setup.plans).open(
+            setup.planner, setup.nodes, setup.plans, threads=setup.threads
+        )
         self._planner.check()
         self._decoding, self._model = Lock(), Lock()
 
@@ -142,6 +146,29 @@ class Worker:
     def close(self) -> None:
         """Ends its decoders."""
         self._decoders.close()
+
+
+def check_engine(plans: PlansConfig) -> None:
+    """Raises InvalidRequest if what ``plans.engine`` names is not installed here."""
+    if plans.engine == "vllm" and find_spec("vllm") is None:
+        raise InvalidRequest(
+            "is not installed here",
+            field="plans.engine",
+            value="vllm",
+            remedy="pip install 'serendip[vllm]'; or plan with plans.engine = 'serendip'.",
+        )
+
+
+def planner_class(plans: PlansConfig) -> type[Planner]:
+    """What opens a planner on its engine. Raises InvalidRequest if that is not installed here."""
+    if plans.engine == "vllm":
+        check_engine(plans)
+        from serendip.planning.vllm_planner import VllmPlanner
+
+        return VllmPlanner
+    from serendip.planning.planner import Planner
+
+    return Planner
 
 
 def _reason(error: MediaError) -> str:

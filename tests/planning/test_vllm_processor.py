@@ -1,21 +1,19 @@
 """vLLM's processor, tested through a stand-in, since vLLM is not among the tests' requirements.
 
-The stand-in is the public shapes of ``vllm.v1.sample.logits_processor``, and an engine that uses
-them as vLLM's V1 runner does: rows that are removed, added, moved and swapped; output lists that
-live on, and that show placeholders before they are repaired.
+Beside the public shapes of vLLM there is an engine here that uses them as its V1 runner does: rows
+that are removed, added, moved and swapped; output lists that live on, and that show placeholders
+before they are repaired.
 """
 
-import enum
 import importlib
 import random
-import sys
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import vllm_stand_in
 from material import NODES, after
+from vllm_stand_in import BatchUpdate, MoveDirectionality
 
 from serendip.core import CorruptArtifact, InvalidRequest
 from serendip.planning.processors import Guide
@@ -23,53 +21,14 @@ from serendip.planning.processors import Guide
 END = 1
 
 
-class MoveDirectionality(enum.Enum):
-    UNIDIRECTIONAL = enum.auto()
-    SWAP = enum.auto()
-
-
-@dataclass(frozen=True)
-class BatchUpdate:
-    batch_size: int
-    removed: list  # of indices
-    added: list  # of (index, sampling parameters, prompt tokens, live output tokens)
-    moved: list  # of (from, to, direction)
-
-
-class StandIn(ABC):
-    @classmethod
-    def validate_params(cls, sampling_params):
-        return None
-
-    @abstractmethod
-    def __init__(self, vllm_config, device, is_pin_memory): ...
-
-    @abstractmethod
-    def apply(self, logits): ...
-
-    @abstractmethod
-    def is_argmax_invariant(self): ...
-
-    @abstractmethod
-    def update_state(self, batch_update): ...
-
-
 @pytest.fixture
 def vllm_processor(monkeypatch, tmp_path, trie):
     """The module with the stand-in for vllm, and an environment that names a saved trie."""
-    interface = ModuleType("vllm.v1.sample.logits_processor")
-    interface.LogitsProcessor = StandIn
-    interface.BatchUpdate = BatchUpdate
-    interface.MoveDirectionality = MoveDirectionality
-    for name in ("vllm", "vllm.v1", "vllm.v1.sample"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    monkeypatch.delitem(sys.modules, "serendip.planning.vllm_processor", raising=False)
     trie.save(tmp_path / "trie")
     monkeypatch.setenv("SERENDIP_TRIE", str(tmp_path / "trie"))
     monkeypatch.setenv("SERENDIP_TRIE_TOKENIZER", trie.tokenizer_hash)
-    yield importlib.import_module("serendip.planning.vllm_processor")
-    sys.modules.pop("serendip.planning.vllm_processor", None)
+    with vllm_stand_in.installed(monkeypatch):
+        yield importlib.import_module("serendip.planning.vllm_processor")
 
 
 def made(module):
@@ -188,6 +147,38 @@ def test_tokens_that_the_engine_drops_or_already_has_are_walked_anew(vllm_proces
         assert allowed() == sorted(guide.allowed(guide.walk(tokens)).tolist())
 
 
+def test_a_row_goes_on_where_its_prompt_has_begun(vllm_processor, trie):
+    processor = made(vllm_processor)
+    path = trie.tokens_of(len(trie) - 1)
+    written = []
+    params = wants(serendip_trie=True, serendip_begun=path[:2])
+    vllm_processor.VllmTrieProcessor.validate_params(params)
+    processor.update_state(BatchUpdate(1, [], [(0, params, [5, *path[:2]], written)], []))
+    guide = Guide(trie)
+    for more in ([], path[2:3], path[2:4], []):  # the last: what was written is dropped
+        written[:] = more
+        masked = processor.apply(torch.zeros(1, int(trie.token.max()) + 1))
+        expected = sorted(guide.allowed(guide.walk([*path[:2], *more])).tolist())
+        assert masked[0].isfinite().nonzero().flatten().tolist() == expected
+
+
+def test_a_row_that_only_reasons_ends_with_the_opening(vllm_processor, trie):
+    processor = made(vllm_processor)
+    written = []
+    params = wants(
+        serendip_trie=True, serendip_answer=False, serendip_opening=[7, 8], serendip_max_free=2
+    )
+    processor.update_state(BatchUpdate(1, [], [(0, params, [5], written)], []))
+    for more in ([], [9], [9, 9], [9, 9, 7], [9, 9, 7, 8]):
+        written[:] = more
+        masked = processor.apply(torch.zeros(1, 400))
+        allowed = masked[0].isfinite().nonzero().flatten().tolist()
+        if len(more) < 2:
+            assert set(range(400)) - set(allowed) == {END, trie.end_token}
+        else:
+            assert allowed == [[7], [8], [trie.end_token]][len(more) - 2]
+
+
 def test_an_engine_that_hides_its_tokens_is_stopped(vllm_processor, trie):
     processor = made(vllm_processor)
     added = [(0, wants(serendip_trie=True), None, [-1])]
@@ -207,6 +198,14 @@ def test_an_engine_that_hides_its_tokens_is_stopped(vllm_processor, trie):
         ({"serendip_trie": True, "serendip_max_free": [3]}, "serendip_max_free: must be an int"),
         ({"serendip_trie": True, "serendip_max_free": 3}, "max_free: .* before an opening"),
         ({"serendip_trie": True, "serendip_opening": [END]}, "opening: holds an end token"),
+        ({"serendip_trie": True, "serendip_answer": 3}, "serendip_answer: must be true or false"),
+        ({"serendip_trie": True, "serendip_answer": False}, "answers: leaves nothing"),
+        ({"serendip_answer": False}, "serendip_answer: needs serendip_trie"),
+        ({"serendip_trie": True, "serendip_begun": [END]}, "serendip_begun: begins no description"),
+        (
+            {"serendip_trie": True, "serendip_begun": [7], "serendip_opening": [7]},
+            "serendip_begun: is of a prompt that is open",
+        ),
         ({"serendip_trie": True, "serendip_only": [7]}, "no cluster is left"),
         ({"serendip_trie": True, "serendip_without": list(NODES)}, "no cluster is left"),
     ],
