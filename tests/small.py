@@ -25,7 +25,10 @@ def small_config(folder: Path, **changes) -> Config:
         "synth": {
             "items_per_topic": 8, "interactions": 30_000, "users": 300, "captions": 200,
         },
-        "planner": {"pretrain_steps": 4, "steps": 4, "log_every": 2, "batch_size": 8},
+        "planner": {
+            "pretrain_steps": 4, "steps": 4, "log_every": 2, "batch_size": 8, "word_rows": 4,
+            "reasoning_rows": 4,
+        },
         "plans": {"max_reasoning_tokens": 8, "chunk_items": 64},
         "retriever": {"epochs": 1, "dimensions": 16},
     }  # fmt: skip

@@ -28,7 +28,7 @@ def test_an_installed_package_has_stubs_client_and_sql(tmp_path):
     code = (
         "import serendip_client, serendip.v1.planner_pb2_grpc, serendip.v1.recommender_pb2\n"
         "from serendip.curation.engine import sql\n"
-        "assert 'SELECT' in sql('held_out', held_out_below='0')\n"
+        "assert 'SELECT' in sql('held_out', first_hash='0', end_hash='1')\n"
         "import serendip; print(serendip.__file__)"
     )
     environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONSAFEPATH": "1"}

@@ -18,7 +18,7 @@ from serendip.planning import finetune
 if __name__ == "__main__":
     torch.set_num_threads(1)
     config = Config.model_validate_json(Path(sys.argv[1]).read_text())
-    losses, begun = finetune._losses, []
+    losses, begun = finetune.finetuning_losses, []
 
     def deadly(*args):
         for at, part in enumerate(losses(*args)):
@@ -27,5 +27,5 @@ if __name__ == "__main__":
             yield part
         begun.append(1)
 
-    finetune._losses = deadly
+    finetune.finetuning_losses = deadly
     finetune.publish_planner(config, Artifacts(config.artifacts_path))

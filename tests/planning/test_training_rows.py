@@ -18,7 +18,7 @@ from serendip.catalog import render
 from serendip.catalog.items import fingerprint
 from serendip.config import Config
 from serendip.core import InvalidRequest
-from serendip.planning import finetune
+from serendip.planning import batches
 from serendip.planning.examples import load_examples
 from serendip.planning.finetune import publish_planner
 from serendip.planning.prompt import write_answer
@@ -131,7 +131,7 @@ def test_a_planner_is_trained_on_its_teachers_traces(world, monkeypatch):
         trained_on.add((description, look))
         return write_answer(style, own, look, description)
 
-    monkeypatch.setattr(finetune, "write_answer", spy)
+    monkeypatch.setattr(batches, "write_answer", spy)
 
     def script(asked, before):
         number = int(asked.words.split("Title: number ")[1].split()[0])

@@ -113,8 +113,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert artifacts.current_version("planner") is None
 
-    steps, losses = [], finetune._losses
-    monkeypatch.setattr(finetune, "_losses", lambda *a: steps.append(1) or losses(*a))
+    steps, losses = [], finetune.finetuning_losses
+    monkeypatch.setattr(finetune, "finetuning_losses", lambda *a: steps.append(1) or losses(*a))
     resumed = publish_planner(config, artifacts)
     assert len(steps) == 3  # it had been saved after the second
     assert resumed.facts["step"] == undisturbed.facts["step"]
@@ -146,7 +146,7 @@ def test_a_run_with_other_settings_begins_anew_and_says_what_differs(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "_losses", stop)
+        patch.setattr(finetune, "finetuning_losses", stop)
         with pytest.raises(KeyboardInterrupt):
             publish_planner(config, artifacts)
     capsys.readouterr()
