@@ -7,7 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from serendip.core import InvalidRequest
 from serendip.planning import training
-from serendip.planning.training import Stage, Watch, train
+from serendip.planning.embedded import build_embedded
+from serendip.planning.training import Stage, Watch, build_optimizers, train
 
 STAGE = Stage("line", 1, 40, 0.1)
 
@@ -262,3 +263,20 @@ def test_the_caller_s_randomness_is_left_alone(tmp_path):
     train(model, parts_of(model), STAGE, seed=0, state_path=tmp_path / "a.safetensors")
     assert torch.equal(torch.rand(1), expected)
     assert np.isfinite(weights_of(model).numpy()).all()
+
+
+def test_muon_takes_matrices_and_adamw_what_is_no_matrix_or_a_table():
+    model = build_embedded([f" {w}" for w in ["abc", "def", "ghi"]] * 50, 300, seed=0).model
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon, adamw = build_optimizers(model, Stage("s", 1, 10, 0.1, muon_lr=0.2))
+    of = [{names[id(p)] for g in o.param_groups for p in g["params"]} for o in (muon, adamw)]
+    assert of[0] | of[1] == set(names.values())
+    assert not of[0] & of[1]
+    assert {g["lr"] for g in muon.param_groups} == {0.2}
+    assert {g["lr"] for g in adamw.param_groups} == {0.1}
+    assert any("q_proj" in name for name in of[0])
+    tables = {n for n in names.values() if "embed" in n and "patch" not in n}
+    assert len(tables) == 2
+    assert tables <= of[1]
+    (alone,) = build_optimizers(model, Stage("s", 1, 10, 0.1))
+    assert isinstance(alone, torch.optim.AdamW)
