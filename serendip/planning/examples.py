@@ -161,8 +161,9 @@ def load_own_words(config: Config, tree: ClusterTree, pairs: Artifact) -> list[t
 
 
 def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """Leaves out each word of a text with probability ``share``."""
-    return " ".join(w for w in text.split() if rng.random() >= share)
+    """Leaves out each word of a text with probability ``share``; one stays in any case."""
+    words = text.split()
+    return " ".join([w for w in words if rng.random() >= share] or words[:1])
 
 
 def training_prompt(

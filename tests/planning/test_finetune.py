@@ -54,6 +54,8 @@ def test_a_training_prompt_draws_frames_and_leaves_words_out(parts, loaded):
     kept = drop_words("a b c d e f g h", 0.5, np.random.default_rng(0)).split()
     assert 0 < len(kept) < 8
     assert kept == sorted(kept)
+    assert drop_words("a b", 0.99, np.random.default_rng(0)) == "a"
+    assert drop_words("", 0.5, np.random.default_rng(0)) == ""
 
 
 def test_the_published_planner_is_a_checkpoint_with_its_trie(small_world):
