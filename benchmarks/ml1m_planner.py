@@ -62,10 +62,9 @@ DATA = ROOT.parent / "shared" / "data" / "ml1m_posters"
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "video_cot": {},
     "text": {"planner": {"style": "text", **TEXT_ARM}},
-    # Equal portions for every cluster hide which clusters are labels often; and by validation items
-    # the default's 200 steps are too few at some seeds.
+    # Equal portions for every cluster hide which clusters are labels often.
     "video_cot_all_pairs": {
-        "planner": {"steps": 500},
+        "planner": {"steps": 500, "batch_size": 32},
         "curation": {"contexts_per_cluster": 1_000_000},
     },
 }

@@ -158,12 +158,12 @@ class PlannerConfig(Section):
     steps: int = Field(480, ge=1)
     lr: float = Field(1.5e-3, gt=0)
     batch_size: int = Field(8, ge=1)
-    # Rows beside each batch of pairs, for a model that starts from nothing (planning/batches.py):
-    # words with their own cluster, and reasonings with their answer. 0 for a real checkpoint.
+    # Rows beside each batch of pairs, for the embedded checkpoint alone, which starts from nothing
+    # (planning/batches.py): words with their own cluster, and reasonings with their answer.
     word_rows: int = Field(24, ge=0)
     reasoning_rows: int = Field(32, ge=0)
-    # "muon": matrices by Muon at `muon_lr`, the rest by AdamW at `lr`. "auto": muon where every
-    # weight is trained, else adamw.
+    # "muon": matrices by Muon at `muon_lr`, the rest by AdamW at `lr`. "auto": muon for the
+    # embedded checkpoint, else adamw.
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
     muon_lr: float = Field(4e-3, gt=0)
     # "full": every weight is trained. "lora": the language model by `lora`, merged at the end; the

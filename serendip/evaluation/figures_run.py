@@ -68,7 +68,8 @@ def make_ground(ground: Ground, out: Path) -> Path:
     publish_tree(config, artifacts)
     publish_pairs(config, artifacts)
     tree, pairs = ClusterTree.open(artifacts.current("tree")), artifacts.current("pairs")
-    titles = [content for content, _ in load_own_words(config, tree, pairs)]
+    examples, _, _, apart = load_examples(config, STYLES["video_text"], tree, pairs)
+    titles = [content for content, _ in load_own_words(config, tree, pairs, apart)]
     captions = load_captions(config)
 
     corpus = [f" {content.title}" for content in titles]
@@ -90,7 +91,6 @@ def make_ground(ground: Ground, out: Path) -> Path:
         state_path=folder / "resume-pretrain.safetensors",
     )
     mllm.save(folder / _CAPTIONED)
-    examples, *_ = load_examples(config, STYLES["video_text"], tree, pairs)
     looks = look_at(mllm, [e.content for e in examples])
     write_atomically(folder / _LOOKS, json.dumps(looks).encode())
     facts = {"seconds": round(time.monotonic() - began, 1), "examples": len(examples)}

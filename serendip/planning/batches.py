@@ -20,6 +20,7 @@ from serendip.planning.mllm import Mllm, answer_loss
 from serendip.planning.packing import Segment, pack
 from serendip.planning.prompt import Content, Prompt, write_answer, write_reasoning, write_words
 from serendip.planning.style import ANSWER, OPENED, Style
+from serendip.planning.tuning import EMBEDDED
 
 INSTRUCTION = "Name an interest."
 _WORD_WEIGHT = 0.5  # of the rows of words, where a pair's rows weigh about 1
@@ -43,11 +44,12 @@ class Material:
 def finetuning_losses(
     mllm: Mllm, style: Style, config: PlannerConfig, material: Material, rng: np.random.Generator
 ) -> Iterator[torch.Tensor]:
-    """The parts of one step's loss, at most batch_size / accumulate rows each.
+    """The parts of one step's loss.
 
-    A batch of curated pairs, and of descriptions alone; beside them, where the style reasons,
-    ``word_rows`` of words with their own cluster, and ``reasoning_rows`` of pairs whose reasoning
-    is given and whose answer alone is learnt.
+    A batch of curated pairs, and of descriptions alone, at most batch_size / accumulate rows at a
+    time. Beside them, for the embedded checkpoint and where the style reasons, ``word_rows`` of
+    words with their own cluster, and ``reasoning_rows`` of pairs whose reasoning is given and whose
+    answer alone is learnt; these are short, and go through at once.
     """
     size = config.batch_size
     rows = -(-size // config.accumulate)
@@ -64,7 +66,7 @@ def finetuning_losses(
         bare = Prompt(({"role": "user", "content": [_text(INSTRUCTION)]},), (), OPENED)
         texts = [f" {material.descriptions[i]}" for i in chosen]
         yield from _parts(mllm, [bare] * alone, texts, rows, share)
-    if not style.reasons:
+    if not style.reasons or config.checkpoint != EMBEDDED:
         return
     if material.words and config.word_rows and write_reasoning(style, "x", ""):
         prompts, answers = [], []
@@ -74,7 +76,7 @@ def finetuning_losses(
             words = write_words(kept, config.text_chars)
             prompts.append(Prompt(({"role": "user", "content": [_text(words)]},), ()))
             answers.append(write_reasoning(style, own, ""))
-        yield from _parts(mllm, prompts, answers, max(rows, config.word_rows), _WORD_WEIGHT)
+        yield from _parts(mllm, prompts, answers, len(prompts), _WORD_WEIGHT)
     for at in rng.integers(0, len(material.examples), config.reasoning_rows):
         example = material.examples[at]
         reasonings.append(write_reasoning(style, example.own, example.look))

@@ -169,7 +169,7 @@ def _json(folder: Path, name: str) -> Any:
         return json.loads((folder / name).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise refused(folder, f"no image-text checkpoint: {name} is no JSON") from e
 
 

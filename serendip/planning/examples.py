@@ -5,7 +5,7 @@ Knows no model. What is held out is not in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,12 +49,13 @@ class Example:
 
 def load_examples(
     config: Config, style: Style, tree: ClusterTree, pairs: Artifact
-) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Training examples and validation examples (one an item), looks still empty; and how many
-    items are neither: ``near_duplicates`` (their media look like a held-out item's) and
-    ``unreadable`` (gone since the curation, or bulk planning quarantines them, with the reason).
+) -> tuple[list[Example], list[Example], dict[str, int], set[str]]:
+    """Training examples and validation examples (one an item), looks still empty.
 
-    No validation item is trained on.
+    Returns beside them how many items are neither, ``near_duplicates`` (their media look like a
+    held-out item's) and ``unreadable`` (gone since the curation, or bulk planning quarantines them,
+    with the reason); and which items nothing may be trained on, though they are not held out: near
+    duplicates, and the validation examples'.
 
     Raises:
         InvalidData: there is no pair, no item of them is left, or a pair names what is no
@@ -101,7 +102,7 @@ def load_examples(
             validation.setdefault(item_id, example)
         else:
             training.append(example)
-    return training, list(validation.values()), left_out
+    return training, list(validation.values()), left_out, alike | held
 
 
 def _check_labels(rows: Sequence[Mapping[str, Any]], tree: ClusterTree, level: int) -> None:
@@ -149,13 +150,18 @@ def load_captions(config: Config) -> list[tuple[Image, str]]:
     return [(decode_image(image), text) for image, text in read_captions(config.data_path)]
 
 
-def load_own_words(config: Config, tree: ClusterTree, pairs: Artifact) -> list[tuple[Content, str]]:
-    """Title and text of every item that is not held out, with its own cluster's description."""
-    held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
+def load_own_words(
+    config: Config, tree: ClusterTree, pairs: Artifact, apart: Set[str] = frozenset()
+) -> list[tuple[Content, str]]:
+    """Title and text of every item with its own cluster's description.
+
+    Without those that are held out, and those that are to be kept ``apart`` as well.
+    """
+    without = apart | set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     rows = []
     for item in read_items(config.data_path):
         node = tree.node_of(item.item_id, config.level)
-        if node is not None and item.item_id not in held_out:
+        if node is not None and item.item_id not in without:
             rows.append((Content(item.title, item.text), tree.nodes.description[node]))
     return rows
 

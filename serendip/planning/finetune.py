@@ -107,7 +107,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
     ) as draft:
         started, cpu = time.monotonic(), time.process_time()
         _tell_of_others(draft.path, {**settings, "inputs": inputs})
-        examples, validation, left_out = load_examples(config, style, tree, pairs)
+        examples, validation, left_out, apart = load_examples(config, style, tree, pairs)
         if left_out["unreadable"]:
             console.print(
                 f"  {left_out['unreadable']} context items are left out: they are gone, or their "
@@ -117,7 +117,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             both, asked = ask_teacher(config, style, examples + validation, artifacts.root)
             examples, validation = both[: len(examples)], both[len(examples) :]
         descriptions = [tree.nodes.description[n] for n in tree.nodes.at_level(config.level)]
-        words = load_own_words(config, tree, pairs) if "title" in style.slots else []
+        words = load_own_words(config, tree, pairs, apart) if "title" in style.slots else []
         if folder is None:
             mllm, examples, validation = _build_embedded(
                 config, style, words, examples, validation, descriptions, draft.path
@@ -280,7 +280,11 @@ def _tell_of_others(draft: Path, settings: Mapping[str, Any]) -> None:
     for path in [] if began else sorted(draft.parent.glob(f"*/{_SETTINGS}")):
         if path.parent == draft:
             continue
-        found, ours = _flat(json.loads(path.read_bytes())), _flat(json.loads(json.dumps(settings)))
+        try:
+            found = _flat(json.loads(path.read_bytes()))
+        except FileNotFoundError:  # its owner has just removed it
+            continue
+        ours = _flat(json.loads(json.dumps(settings)))
         names = (name for name in {**found, **ours} if found.get(name) != ours.get(name))
         differ = "; ".join(f"{n} {found.get(n)!r}, now {ours.get(n)!r}" for n in names)
         console.print(f"  begins anew: what lies unfinished in {path.parent} is of other settings")

@@ -94,7 +94,7 @@ class OpenedTeacher:
 
     def __init__(self, checkpoint: str, config: TeacherConfig) -> None:
         self.checkpoint = checkpoint
-        self.name = f"{checkpoint} {_state_of(Path(checkpoint))}".strip()
+        self.name = f"{checkpoint} {state_of(Path(checkpoint))}".strip()
         self._config = config
 
     def ask(self, questions: Sequence[Prompt]) -> Iterator[Answer]:
@@ -102,9 +102,11 @@ class OpenedTeacher:
         from serendip.planning.head import Head
         from serendip.planning.mllm import Mllm
         from serendip.planning.session import TorchSession
+        from serendip.planning.tuning import device_of
 
         try:
             mllm = Mllm.open(self.checkpoint)
+            mllm.model.to(device_of())
         except CorruptArtifact as e:
             raise CorruptArtifact(
                 e.message,
@@ -121,7 +123,7 @@ class OpenedTeacher:
                 yield Answer(at + i, mllm.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
-def _state_of(folder: Path) -> str:
+def state_of(folder: Path) -> str:
     """The names, sizes and times of change of a folder's files, in 8 digits; "" of a hub name."""
     if not folder.is_dir():
         return ""
@@ -159,9 +161,10 @@ class ServedTeacher:
         with self._client() as client, ThreadPoolExecutor(self._config.at_once) as threads:
             try:
                 yield from self._ask(client, threads, questions)
-            finally:  # or an interrupted run would wait for retries
+            finally:  # or an interrupted run would wait for retries, and for slow answers
                 self._stop.set()
                 threads.shutdown(wait=False, cancel_futures=True)
+                client.close()
 
     def _ask(
         self, client: httpx2.Client, threads: ThreadPoolExecutor, questions: Sequence[Prompt]

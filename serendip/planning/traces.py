@@ -39,7 +39,7 @@ from serendip.planning.examples import Example
 from serendip.planning.mllm import Mllm
 from serendip.planning.prompt import Content, Prompt, build_prompt
 from serendip.planning.style import OPENED, Style, make_style, slots_of
-from serendip.planning.teacher import Teacher, open_teacher
+from serendip.planning.teacher import Teacher, open_teacher, state_of
 from serendip.progress import console, progress
 from serendip.tree.words import words_of
 
@@ -118,6 +118,8 @@ def teacher_settings(config: Config) -> dict[str, object]:
     if not config.planner.teacher:
         return {}
     asked = {**config.teacher.recipe(), "template": Questions.open(config.teacher.prompt).template}
+    if state := state_of(Path(config.planner.teacher)):
+        asked["files"] = state
     return {"teacher": asked}
 
 

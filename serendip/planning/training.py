@@ -188,7 +188,7 @@ def train(
                     f"the loss of {stage.name} is {loss} at step {step + 1}",
                     field="planner.lr",
                     value=stage.peak_lr,
-                    remedy="Lower it.",
+                    remedy="Lower the stage's learning rates (lr, pretrain_lr, muon_lr).",
                 )
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             for optimizer in optimizers:

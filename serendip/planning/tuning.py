@@ -95,7 +95,7 @@ def muon_lr_of(config: PlannerConfig) -> float:
     """The learning rate of the matrices under Muon; 0 where AdamW trains them."""
     wanted = config.optimizer
     if wanted == "auto":
-        wanted = "muon" if kind_of(config) == "full" else "adamw"
+        wanted = "muon" if config.checkpoint == EMBEDDED else "adamw"
     return config.muon_lr if wanted == "muon" else 0.0
 
 

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from serendip.core import CorruptArtifact
 from serendip.storage import seal_file, sync_folder
 
 FOLDER = "vllm"
+_HALF_MADE_S = 86_400  # after which a copy that nobody has finished is removed
 _INDEX = "model.safetensors.index.json"
 _TOWER = re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)")
 # What vLLM's Gemma 3 maps to its parameters.
@@ -54,7 +56,9 @@ def checkpoint_for_vllm(planner: Artifact) -> Path:
     copies = planner.path.parent.parent / FOLDER
     copies.mkdir(exist_ok=True)
     for old in copies.iterdir():
-        if not old.name.startswith(".") and not (planner.path.parent / old.name).exists():
+        half_made = old.name.startswith(".")
+        stale = half_made and time.time() - old.stat().st_mtime > _HALF_MADE_S
+        if stale or (not half_made and not (planner.path.parent / old.name).exists()):
             shutil.rmtree(old, ignore_errors=True)
     made = copies / planner.version
     if not made.exists():

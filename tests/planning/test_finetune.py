@@ -32,13 +32,22 @@ def test_no_held_out_item_takes_part_in_anything(parts, loaded):
     held_out = set(read_pairs(pairs, "held_out").column("item_id").to_pylist())
     titles = {i.title for i in read_items(config.data_path) if i.item_id in held_out}
     assert titles
-    training_examples, validation, _ = loaded
+    training_examples, validation, *_ = loaded
     assert not titles & {e.content.title for e in training_examples + validation}
     assert not titles & {content.title for content, _ in load_own_words(config, tree, pairs)}
 
 
+def test_no_title_of_an_item_that_is_kept_apart_is_learnt(parts, loaded):
+    config, tree, pairs = parts
+    *_, validation, left_out, apart = loaded
+    assert len(apart) == len(validation) + left_out["near_duplicates"]
+    words = [content.title for content, _ in load_own_words(config, tree, pairs, apart)]
+    assert not {e.content.title for e in validation} & set(words)
+    assert len(words) == len(load_own_words(config, tree, pairs)) - len(apart)
+
+
 def test_no_validation_item_is_trained_on(loaded):
-    training_examples, validation, _ = loaded
+    training_examples, validation, *_ = loaded
     assert validation
     trained = {e.content.title for e in training_examples}
     assert not trained & {e.content.title for e in validation}

@@ -97,7 +97,7 @@ def changed(config, **planner):
 
 def load(config, artifacts, style="video_cot"):
     tree = ClusterTree.open(artifacts.current("tree"))
-    training, validation, left_out = load_examples(
+    training, validation, left_out, _ = load_examples(
         config, STYLES[style], tree, artifacts.current("pairs")
     )
     return {f"i{int(e.content.title.split()[1]):02d}" for e in training + validation}, left_out
