@@ -17,6 +17,7 @@ from planner_server.plan_rows import Wanted
 from serendip.core import Constraint, DeadlineSpent, InvalidRequest, NotFound, PlanSource, Versions
 from serendip.curation.curate import read_pairs
 from serendip.local import start_server
+from serendip.planning.lmdb_store import FILE, LmdbStore
 from serendip.tree.cluster_tree import ClusterTree
 from serendip.v1 import common_pb2, planner_pb2, planner_pb2_grpc
 
@@ -28,9 +29,13 @@ def tree(small_world):
 
 @pytest.fixture(scope="module")
 def stored(small_world):
-    """An item of the corpus, which the store has a plan of."""
-    pairs = small_world.artifacts.current("pairs")
-    return read_pairs(pairs, "corpus").column("item_id")[0].as_py()
+    """An item whose stored plan has clusters that are serendipitous, and others."""
+    store = LmdbStore(small_world.artifacts.current("plans").file(FILE))
+    for item_id, plan in store.rows():
+        found = [c.serendipitous for c in planner_pb2.Plan.FromString(plan).clusters]
+        if any(found) and not all(found):
+            return item_id
+    raise AssertionError("no plan of the small world is fit for these tests")
 
 
 def served(small_world, tmp_path_factory, *options):
