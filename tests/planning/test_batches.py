@@ -85,3 +85,8 @@ def test_a_direct_style_learns_from_pairs_and_descriptions_alone(learnt):
 def test_rows_that_are_not_wanted_are_not_there(learnt):
     parts, _ = learnt("video_cot", description_rows=0, word_rows=0, reasoning_rows=0)
     assert [len(part) for part in parts] == [4]
+
+
+def test_another_checkpoint_than_the_embedded_one_has_no_short_rows(learnt):
+    parts, _ = learnt("video_cot", description_rows=0, checkpoint="a-real-one")
+    assert [len(part) for part in parts] == [4]
