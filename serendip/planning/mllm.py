@@ -246,11 +246,28 @@ def _open_processor(checkpoint: str, config: Any) -> Any:
     return images_only.from_pretrained(checkpoint, trust_remote_code=False)
 
 
-def answer_loss(mllm: Mllm, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the labelled tokens; the head runs on these positions alone."""
+def answer_loss(
+    mllm: Mllm, batch: Batch, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross-entropy of the labelled tokens; the head runs on these positions alone.
+
+    Args:
+        batch: padded on the right.
+        labels: int64[B, T], IGNORED where nothing is learnt.
+        weights: float32[B]; the loss is the sum over tokens, each times its row's weight. None:
+            the mean over tokens.
+    """
     device = mllm.model.device
+    if "pixel_values" not in batch:
+        # Nothing looks ahead but within a picture, so no token sees the padding behind it; and
+        # without a mask attention is cheaper.
+        batch = {"input_ids": batch["input_ids"]}
     batch, labels = {k: v.to(device) for k, v in batch.items()}, labels.to(device)
     hidden = mllm.model.model(**batch, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
-    logits = mllm.model.get_output_embeddings()(hidden[:, :-1][wanted])
-    return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][wanted])
+    logits = mllm.model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
+    targets = labels[:, 1:][wanted]
+    if weights is None:
+        return torch.nn.functional.cross_entropy(logits, targets)
+    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return each @ weights.to(device).repeat_interleave(wanted.sum(dim=1))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from serendip.config import PlannerConfig
 from serendip.planning import batches
@@ -25,13 +26,17 @@ MATERIAL = Material([PAIR], [(Content("hill climb"), "bike: hill")], ["music: sy
 
 @pytest.fixture
 def learnt(mllm, monkeypatch):
-    """What each part of a step reads and learns: a list of parts, each of (read, learnt) rows."""
+    """What each part of a step reads and learns, and how much each row counts: two lists of parts,
+    of (read, learnt) a row and of weights.
+    """
 
     def of(style, **changes):
-        parts = []
-        monkeypatch.setattr(batches, "answer_loss", lambda _, batch, labels: note(batch, labels))
+        parts, counted = [], []
 
-        def note(batch, labels):
+        def note(_, batch, labels, weights=None):
+            tokens = (labels != IGNORED).sum(dim=1)
+            mean = torch.full((len(tokens),), 1 / int(tokens.sum()))
+            counted.append((tokens * (mean if weights is None else weights)).tolist())
             decode = mllm.tokenizer.decode
             parts.append(
                 [
@@ -41,23 +46,22 @@ def learnt(mllm, monkeypatch):
             )
             return 1.0
 
+        monkeypatch.setattr(batches, "answer_loss", note)
         config = PlannerConfig(
             word_dropout=0, **{"batch_size": 4, "word_rows": 3, "reasoning_rows": 2, **changes}
         )
-        weights = list(
-            finetuning_losses(mllm, STYLES[style], config, MATERIAL, np.random.default_rng(0))
-        )
-        return parts, weights
+        list(finetuning_losses(mllm, STYLES[style], config, MATERIAL, np.random.default_rng(0)))
+        return parts, counted
 
     return of
 
 
 def test_a_step_has_pairs_descriptions_words_and_reasonings(learnt):
-    (pairs, alone, words, reasonings), weights = learnt("video_cot", description_rows=0.25)
-    assert [len(part) for part in (pairs, alone, words, reasonings)] == [4, 1, 3, 2]
+    (pairs, (alone, *words), reasonings), weights = learnt("video_cot", description_rows=0.25)
+    assert [len(part) for part in (pairs, words, reasonings)] == [4, 3, 2]
     answer = "Topic: bread: rye\nLook: winter scene\nNext: sea"
     assert all(said.startswith(answer) for _, said in pairs)
-    assert alone[0][1].startswith(" music: synth")
+    assert alone[1].startswith(" music: synth")
     for read, said in words:
         assert "Title: hill climb" in read
         assert said.startswith("Topic: bike: hill")
@@ -67,13 +71,17 @@ def test_a_step_has_pairs_descriptions_words_and_reasonings(learnt):
         assert "Title" not in read
         assert said.startswith(" sea")
     # Pairs and descriptions share the weight of one by their rows.
-    assert weights == pytest.approx([4 / 5, 1 / 5, 0.5, 1.0])
+    assert sum(weights[0]) == pytest.approx(4 / 5)
+    assert weights[1][0] == pytest.approx(1 / 5)
+    assert sum(weights[1][1:]) == pytest.approx(0.5)
+    assert sum(weights[2]) == pytest.approx(1)
 
 
 def test_micro_batches_weigh_what_the_batch_does(learnt):
     parts, weights = learnt("video_cot", accumulate=2, description_rows=0, word_rows=0)
     assert [len(part) for part in parts] == [2, 2, 2]
-    assert sum(weights[:2]) == pytest.approx(1)
+    assert sum(weights[0]) == pytest.approx(1 / 2)
+    assert sum(weights[1]) == pytest.approx(1 / 2)
 
 
 def test_a_direct_style_learns_from_pairs_and_descriptions_alone(learnt):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from checkpoints import ARCHITECTURES, tiny_gemma3_capped
 
-from serendip.planning.mllm import Mllm
+from serendip.planning.mllm import Mllm, answer_loss
 from serendip.planning.prompt import Content, build_prompt
 from serendip.planning.style import STYLES
 
@@ -78,6 +78,17 @@ def test_a_prompt_reads_alike_alone_and_in_a_batch(tiny, mixed):
     together = read(tiny, mixed)
     alone = torch.cat([read(tiny, [p]) for p in mixed])
     torch.testing.assert_close(together, alone, atol=1e-3, rtol=0)
+
+
+def test_words_alone_are_learnt_alike_with_and_without_a_mask(tiny):
+    contents = [Content("rye bread", "and a longer text"), Content("sea")]
+    prompts = [build_prompt(c, STYLES["text"], 100) for c in contents]
+    batch, labels = tiny.encode_training(prompts, [" rye", " sea"])
+    assert batch["attention_mask"].min() == 0
+    with torch.no_grad():
+        masked = tiny.model(**batch).logits[:, :-1].flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(masked, labels[:, 1:].flatten())
+        torch.testing.assert_close(answer_loss(tiny, batch, labels), expected, atol=1e-4, rtol=0)
 
 
 def test_another_picture_and_another_word_change_what_the_model_would_say(tiny):

@@ -75,6 +75,19 @@ def test_padding_does_not_change_the_loss(mllm, prompts):
     assert together.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-4)
 
 
+def test_a_row_s_weight_is_that_of_each_of_its_tokens(mllm, prompts):
+    batch, labels = mllm.encode_training(prompts, [TURN] * len(prompts))
+    tokens = int((labels != IGNORED).sum())
+    even = torch.full((len(prompts),), 1 / tokens)
+    mean = answer_loss(mllm, batch, labels)
+    assert answer_loss(mllm, batch, labels, even).item() == pytest.approx(mean.item())
+    first = answer_loss(mllm, *mllm.encode_training(prompts[:1], [TURN])).item()
+    alone = torch.zeros(len(prompts))
+    alone[0] = 2.0
+    found = answer_loss(mllm, batch, labels, alone).item()
+    assert found == pytest.approx(2 * first * tokens / len(prompts), rel=1e-4)
+
+
 def test_prompt_and_description_tokenise_as_the_concatenation(mllm):
     for text in ("bread: rye", "sea", "music: synth and vinyl", "Zürich 日本 123"):
         (tokens,) = mllm.description_tokens([text])
