@@ -43,7 +43,6 @@ from serendip.planning.prompt import load_content, write_answer
 from serendip.planning.style import OPENED, STYLES
 from serendip.planning.training import Stage, Watch, train
 from serendip.planning.training_state import Line
-from serendip.planning.trie import DescriptionTrie
 from serendip.storage import write_atomically
 from serendip.tree.build import publish_tree
 from serendip.tree.cluster_tree import ClusterTree
@@ -164,7 +163,8 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
     settings = config.planner.model_copy(update={"frames": arm.frames})
     config = config.model_copy(update={"planner": settings})
     start = _FRESH if run.start == SCRATCH else _CAPTIONED
-    planner = _planner(Mllm.open(folder / start), config, opened.tree, run)
+    mllm = Mllm.open(folder / start)
+    planner = Planner.build(mllm, opened.tree, config, run.key, arm.style)
     contents = [load_content(item, arm.style, arm.frames) for item, _, _ in opened.judged]
     own = [o for _, o, _ in opened.judged]
     labels = [label for _, _, label in opened.judged]
@@ -202,22 +202,6 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
         "looks": looks,
         "seconds": round(time.monotonic() - began, 1),
     }
-
-
-def _planner(mllm: Mllm, config: Config, tree: ClusterTree, run: Run) -> Planner:
-    descriptions = _descriptions(config, tree)
-    trie = DescriptionTrie.build(
-        mllm.description_tokens(descriptions),
-        tree.nodes.at_level(config.level),
-        mllm.end_token,
-        texts=descriptions,
-        tree_version=tree.version,
-        tokenizer_hash=mllm.tokenizer_hash,
-    )
-    return Planner(
-        mllm, trie, tree.nodes, config.level, config.level_gap, config.planner, config.plans,
-        run.key, run.arm.style,
-    )  # fmt: skip
 
 
 def hits_of(

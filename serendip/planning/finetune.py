@@ -44,7 +44,6 @@ from serendip.planning.style import OPENED, PROMPT, Style, open_style
 from serendip.planning.traces import ask_teacher, keep_traces, teacher_settings
 from serendip.planning.training import Stage, Watch, train
 from serendip.planning.training_state import Line, trained
-from serendip.planning.trie import DescriptionTrie
 from serendip.planning.tuning import EMBEDDED, Tuning, device_of, dtype_of, muon_lr_of
 from serendip.planning.validation import best_look, validate
 from serendip.progress import console
@@ -129,18 +128,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             both, traced = keep_traces(config, mllm, examples + validation)
             examples, validation = both[: len(examples)], both[len(examples) :]
             draft.facts["traces"] = {**asked, **traced}
-        trie = DescriptionTrie.build(
-            mllm.description_tokens(descriptions),
-            tree.nodes.at_level(config.level),
-            mllm.end_token,
-            texts=descriptions,
-            tree_version=tree.version,
-            tokenizer_hash=mllm.tokenizer_hash,
-        )
-        planner = Planner(
-            mllm, trie, tree.nodes, config.level, config.level_gap, config.planner,
-            config.plans, draft.version, style,
-        )  # fmt: skip
+        planner = Planner.build(mllm, tree, config, draft.version, style)
         tuning = Tuning(mllm, config.planner, config.seed)
         weights = sum(p.numel() for p in trained(mllm.model).values())
         material = Material(examples, words, descriptions)
@@ -149,7 +137,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
         mllm.save(draft.path / "checkpoint")
         if mllm.model.dtype == torch.float32 and can_export(mllm.model):
             export_graphs(mllm.model, draft.path / GRAPHS)
-        trie.save(draft.path / "trie")
+        planner.trie.save(draft.path / "trie")
         (draft.path / PROMPT).write_text(style.template)
         for leftover in draft.path.glob("resume-*"):
             leftover.unlink()
@@ -160,7 +148,7 @@ def publish_planner(config: Config, artifacts: Artifacts) -> Artifact:
             "bfloat16": tuning.bfloat16,
             "training_pairs": len(examples),
             **left_out,
-            "trie_states": len(trie.token),
+            "trie_states": len(planner.trie.token),
             "seconds": round(time.monotonic() - started, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
             **kept,

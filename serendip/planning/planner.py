@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from serendip.artifacts import Artifact
-from serendip.config import PlannerConfig, PlansConfig
+from serendip.config import Config, PlannerConfig, PlansConfig
 from serendip.core import Constraint, CorruptArtifact, InvalidRequest, Plan, PlannedCluster
 from serendip.planning.decode import Decoded, decode, write
 from serendip.planning.head import Head
@@ -27,7 +27,7 @@ from serendip.planning.style import ANSWER, Style, style_of
 from serendip.planning.trie import DescriptionTrie
 from serendip.planning.views import View
 from serendip.progress import Seconds, timed
-from serendip.tree.cluster_tree import Nodes
+from serendip.tree.cluster_tree import ClusterTree, Nodes
 
 GRAPHS = "onnx"  # the folder of the exported graphs in a planner artefact
 
@@ -55,6 +55,26 @@ class Planner:
     style: Style
     seconds: Seconds = field(default_factory=dict)
     graphs: Graphs | None = None
+
+    @classmethod
+    def build(
+        cls, mllm: Mllm, tree: ClusterTree, config: Config, version: str, style: Style
+    ) -> Planner:
+        """A planner of a model that is being trained; its trie is built here."""
+        clusters = tree.nodes.at_level(config.level)
+        descriptions = [tree.nodes.description[n] for n in clusters]
+        trie = DescriptionTrie.build(
+            mllm.description_tokens(descriptions),
+            clusters,
+            mllm.end_token,
+            texts=descriptions,
+            tree_version=tree.version,
+            tokenizer_hash=mllm.tokenizer_hash,
+        )
+        return cls(
+            mllm, trie, tree.nodes, config.level, config.level_gap, config.planner, config.plans,
+            version, style,
+        )  # fmt: skip
 
     @classmethod
     def open(

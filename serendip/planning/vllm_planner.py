@@ -25,7 +25,7 @@ from PIL import Image
 
 from serendip.artifacts import Artifact
 from serendip.config import PlansConfig
-from serendip.core import SerendipError
+from serendip.core import InvalidRequest, SerendipError
 from serendip.planning import vllm_processor
 from serendip.planning.asked_beam import Prefix, beam
 from serendip.planning.decode import Decoded
@@ -86,8 +86,13 @@ class VllmPlanner(Planner):
     def write_free(
         self, contents: Sequence[Content], own_nodes: Sequence[int | None]
     ) -> list[tuple[str, str]]:
-        """Not on this engine."""
-        raise NotImplementedError
+        """Not on this engine: raises InvalidRequest."""
+        raise InvalidRequest(
+            "plans, and writes no text of its own",
+            field="plans.engine",
+            value="vllm",
+            remedy="Evaluate with plans.engine = 'serendip'.",
+        )
 
     def _search(
         self, prompts: Sequence[Prompt], views: Sequence[View], how: Search

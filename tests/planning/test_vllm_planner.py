@@ -81,6 +81,13 @@ def test_an_engine_without_the_processor_is_found_out(on_stand_in, tmp_path, mon
         planner.plan(CONTENTS, [None] * 3)
 
 
+def test_free_text_is_the_other_engine_s(on_stand_in, tmp_path, monkeypatch):
+    _, tree, artifact = publish(tmp_path, monkeypatch)
+    planner = on_stand_in.open(artifact, tree.nodes, PlansConfig(**PLANS, engine="vllm"))
+    with pytest.raises(InvalidRequest, match=r"plans\.engine: .*'vllm'"):
+        planner.write_free(CONTENTS, [None] * 3)
+
+
 def test_what_vllm_says_against_a_checkpoint_is_told(on_stand_in, tmp_path, monkeypatch):
     _, tree, artifact = publish(tmp_path, monkeypatch)
     plans = PlansConfig.model_validate({**PLANS, "engine": "vllm", "vllm": {"dtype": "float16"}})
