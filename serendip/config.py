@@ -193,7 +193,7 @@ class PlannerConfig(Section):
     near_duplicate_bits: int = Field(3, ge=-1, le=16)
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
-    log_every: int = Field(60, ge=0)
+    log_every: int = Field(80, ge=0)
     # Looks without a better one after which training ends; 0: never.
     patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.
