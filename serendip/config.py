@@ -155,7 +155,7 @@ class PlannerConfig(Section):
     # On captions alone, where the catalogue brings some.
     pretrain_steps: int = Field(120, ge=0)
     pretrain_lr: float = Field(2e-3, gt=0)
-    steps: int = Field(480, ge=1)
+    steps: int = Field(520, ge=1)
     lr: float = Field(1.5e-3, gt=0)
     batch_size: int = Field(8, ge=1)
     # Rows beside each batch of pairs, for the embedded checkpoint alone, which starts from nothing
@@ -193,7 +193,7 @@ class PlannerConfig(Section):
     near_duplicate_bits: int = Field(3, ge=-1, le=16)
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
-    log_every: int = Field(80, ge=0)
+    log_every: int = Field(130, ge=0)
     # Looks without a better one after which training ends; 0: never.
     patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.
