@@ -50,6 +50,7 @@ INPUTS = {
     "bulk_per_gpu_s": Input(None, "open", "items of a real MLLM; until then the roofline below"),
     "parameters": Input(4e9, "assumed", "the MLLM"),
     "image_tokens": Input(256, "published", "Gemma 3, an image"),
+    "tower_tflop": Input(5.47, "published", "an image through Gemma 3's vision tower: bench footprint"),
     "images": Input(3, "measured", "thumbnail and 2 frames: the configuration's default"),
     "text_tokens": Input(150, "assumed", "title, text and instruction"),
     "written_tokens": Input(64, "assumed", "reasoning, and what the search reads"),
@@ -124,10 +125,12 @@ def zipf_share(items: float, coverage: float, exponent: float) -> float:
 
 
 def roofline(v: Mapping[str, float]) -> float:
-    """Items a second on one GPU, from 2 operations a parameter and token."""
-    read = v["images"] * v["image_tokens"] + v["text_tokens"]
-    work = 2 * v["parameters"] / (v["gpu_tflops"] * 1e12)
-    return 1 / (work * (read / v["prefill_mfu"] + v["written_tokens"] / v["decode_mfu"]))
+    """Items a second on one GPU: 2 operations a parameter and token, and the images' tower."""
+    tokens = v["images"] * v["image_tokens"] + v["text_tokens"]
+    token = 2 * v["parameters"] / 1e12
+    read = tokens * token + v["images"] * v["tower_tflop"]
+    written = v["written_tokens"] * token
+    return v["gpu_tflops"] / (read / v["prefill_mfu"] + written / v["decode_mfu"])
 
 
 def parts_of(corpus: float, v: Mapping[str, float]) -> list[Part]:

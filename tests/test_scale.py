@@ -71,13 +71,14 @@ def test_the_share_of_a_zipf_head_agrees_with_counting(exponent):
     assert zipf_share(100_000, 0.8, exponent) == pytest.approx(count / 100_000, rel=0.02)
 
 
-def test_the_roofline_is_two_operations_a_parameter_and_token():
+def test_the_roofline_is_two_operations_a_parameter_and_token_and_the_tower_s():
     v = {
         "images": 2, "image_tokens": 100, "text_tokens": 50, "written_tokens": 25,
         "parameters": 1e9, "gpu_tflops": 100, "prefill_mfu": 0.5, "decode_mfu": 0.1,
+        "tower_tflop": 0.5,
     }  # fmt: skip
-    # (250 / .5 + 25 / .1) tokens x 2e9 operations / 1e14 a second
-    assert roofline(v) == pytest.approx(1 / 0.015)
+    # (250 / .5 + 25 / .1) tokens x 2e9 operations and 2 images x .5e12 / .5, over 1e14 a second
+    assert roofline(v) == pytest.approx(1 / 0.035)
 
 
 def test_hours_grow_with_the_corpus_and_shrink_with_the_stale_share():
