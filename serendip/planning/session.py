@@ -22,7 +22,9 @@ from serendip.planning.layout import ROOM, Bool, Long, TokenTrees, prompt_sees, 
 from serendip.planning.mllm import Batch
 
 # Architectures whose prompts are causal but for what ``_prompt_sees`` knows of, as tests prove.
-_CAUSAL_PROMPTS = frozenset({"gemma3", "gemma3_text", "idefics3", "llama", "qwen2_5_vl", "smolvlm"})
+_CAUSAL_PROMPTS = frozenset(
+    {"gemma3", "gemma3_text", "idefics3", "llama", "qwen2_5_vl", "qwen3_vl", "smolvlm"}
+)
 _PER_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import tiny_gemma3, tiny_gemma3_capped, tiny_qwen2_5_vl, tiny_smolvlm
+from checkpoints import (
+    tiny_gemma3,
+    tiny_gemma3_capped,
+    tiny_qwen2_5_vl,
+    tiny_qwen3_vl,
+    tiny_smolvlm,
+)
 from oracle import batch_of, small_model
 from transformers import (
     MistralConfig,
@@ -43,6 +49,7 @@ BUILDERS = {
     "gemma3, window of 8": lambda: tiny_gemma3(window=8),
     "gemma3 capped": tiny_gemma3_capped,
     "qwen2_5_vl": tiny_qwen2_5_vl,
+    "qwen3_vl": tiny_qwen3_vl,
     "smolvlm": tiny_smolvlm,
 }
 
