@@ -147,7 +147,8 @@ def train(
         the looks: {"step", "loss" (mean of the last 20 steps), ...what was measured}.
 
     Raises:
-        InvalidRequest: the state that lies there is of another recipe, or the loss is not finite.
+        InvalidRequest: the state that lies there is of another recipe, the loss is not finite, or a
+            step does not fit the device's memory.
     """
     optimizers = build_optimizers(model, stage)
     peaks = [[group["lr"] for group in o.param_groups] for o in optimizers]
@@ -180,9 +181,16 @@ def train(
                 for group, peak in zip(optimizer.param_groups, at, strict=True):
                     group["lr"] = peak * share
             torch.manual_seed(_torch_seed(seed, stage.number, step))
-            loss = _backward(
-                loss_of, np.random.default_rng([seed, stage.number, step]), stage, device
-            )
+            rng = np.random.default_rng([seed, stage.number, step])
+            try:
+                loss = _backward(loss_of, rng, stage, device)
+            except torch.OutOfMemoryError as e:
+                raise InvalidRequest(
+                    f"{stage.name} does not fit the memory of {device} at step {step + 1} ({e})",
+                    field="planner.accumulate",
+                    remedy="Raise it, or set planner.gradient_checkpointing; the same command then "
+                    "begins anew.",
+                ) from e
             if not math.isfinite(loss):
                 raise InvalidRequest(
                     f"the loss of {stage.name} is {loss} at step {step + 1}",

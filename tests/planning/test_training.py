@@ -280,3 +280,14 @@ def test_muon_takes_matrices_and_adamw_what_is_no_matrix_or_a_table():
     assert tables <= of[1]
     (alone,) = build_optimizers(model, Stage("s", 1, 10, 0.1))
     assert isinstance(alone, torch.optim.AdamW)
+
+
+def test_a_step_that_does_not_fit_the_memory_is_told_with_the_way_out(tmp_path):
+    model = Line()
+
+    def too_large(rng):
+        yield model.matrix.sum()
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    with pytest.raises(InvalidRequest, match=r"planner\.accumulate: .*2 GiB.*checkpointing"):
+        train(model, too_large, STAGE, seed=0, state_path=tmp_path / "state.safetensors")
