@@ -161,7 +161,7 @@ class PlannerConfig(Section):
     # Rows beside each batch of pairs, for the embedded checkpoint alone, which starts from nothing
     # (planning/batches.py): words with their own cluster, and reasonings with their answer.
     word_rows: int = Field(24, ge=0)
-    reasoning_rows: int = Field(32, ge=0)
+    reasoning_rows: int = Field(24, ge=0)
     # "muon": matrices by Muon at `muon_lr`, the rest by AdamW at `lr`. "auto": muon for the
     # embedded checkpoint, else adamw.
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
@@ -178,7 +178,7 @@ class PlannerConfig(Section):
     # bfloat16 for any but the embedded checkpoint on a GPU, else float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Share of title words left out while training, so that the title alone is not enough.
-    word_dropout: float = Field(0.15, ge=0, lt=1)
+    word_dropout: float = Field(0.3, ge=0, lt=1)
     # Share of description-only rows in fine-tuning.
     description_rows: float = Field(0.1, ge=0, lt=1)
     # Who writes the reasoning traces (docs/mllm.md): "": the embedded model itself. The folder or
