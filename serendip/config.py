@@ -155,13 +155,13 @@ class PlannerConfig(Section):
     # On captions alone, where the catalogue brings some.
     pretrain_steps: int = Field(120, ge=0)
     pretrain_lr: float = Field(2e-3, gt=0)
-    steps: int = Field(520, ge=1)
+    steps: int = Field(480, ge=1)
     lr: float = Field(1.5e-3, gt=0)
     batch_size: int = Field(8, ge=1)
     # Rows beside each batch of pairs, for the embedded checkpoint alone, which starts from nothing
     # (planning/batches.py): words with their own cluster, and reasonings with their answer.
     word_rows: int = Field(24, ge=0)
-    reasoning_rows: int = Field(24, ge=0)
+    reasoning_rows: int = Field(32, ge=0)
     # "muon": matrices by Muon at `muon_lr`, the rest by AdamW at `lr`. "auto": muon for the
     # embedded checkpoint, else adamw.
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
@@ -178,7 +178,7 @@ class PlannerConfig(Section):
     # bfloat16 for any but the embedded checkpoint on a GPU, else float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Share of title words left out while training, so that the title alone is not enough.
-    word_dropout: float = Field(0.3, ge=0, lt=1)
+    word_dropout: float = Field(0.15, ge=0, lt=1)
     # Share of description-only rows in fine-tuning.
     description_rows: float = Field(0.1, ge=0, lt=1)
     # Who writes the reasoning traces (docs/mllm.md): "": the embedded model itself. The folder or
@@ -193,7 +193,7 @@ class PlannerConfig(Section):
     near_duplicate_bits: int = Field(3, ge=-1, le=16)
     # Optimizer steps between two looks at the validation items, of which the best checkpoint is
     # kept; 0: at the end alone.
-    log_every: int = Field(130, ge=0)
+    log_every: int = Field(120, ge=0)
     # Looks without a better one after which training ends; 0: never.
     patience: int = Field(0, ge=0)
     # More threads slow a model of this size down.

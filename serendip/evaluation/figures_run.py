@@ -165,6 +165,8 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
     start = _FRESH if run.start == SCRATCH else _CAPTIONED
     mllm = Mllm.open(folder / start)
     planner = Planner.build(mllm, opened.tree, config, run.key, arm.style)
+    # The arms differ in what they are shown: none is told a topic beside it.
+    planner = replace(planner, gives_topic=False)
     contents = [load_content(item, arm.style, arm.frames) for item, _, _ in opened.judged]
     own = [o for _, o, _ in opened.judged]
     labels = [label for _, _, label in opened.judged]

@@ -18,9 +18,9 @@ from serendip.config import Config, PlannerConfig, PlansConfig
 from serendip.core import Constraint, CorruptArtifact, InvalidRequest, Plan, PlannedCluster
 from serendip.planning.decode import Decoded, decode, write
 from serendip.planning.head import Head
-from serendip.planning.mllm import Batch, Mllm
+from serendip.planning.mllm import Mllm
 from serendip.planning.onnx_session import Graphs, OnnxSession
-from serendip.planning.prompt import Content, Prompt, build_prompt, read_answer
+from serendip.planning.prompt import Content, Prompt, build_prompt, read_answer, write_known
 from serendip.planning.search import Search, TrieHead
 from serendip.planning.session import Session, TorchSession, check_trees
 from serendip.planning.style import ANSWER, Style, style_of
@@ -41,6 +41,8 @@ class Planner:
         search: beams and bounds of the decoding.
         seconds: what each stage of planning has taken so far.
         level, level_gap: what makes a cluster serendipitous.
+        gives_topic: whether the reasoning of an item whose cluster is known begins with it; else
+            the model reads the topic for itself, as it does of any other item.
         graphs: what runs the checkpoint instead of torch, or None.
     """
 
@@ -55,6 +57,7 @@ class Planner:
     style: Style
     seconds: Seconds = field(default_factory=dict)
     graphs: Graphs | None = None
+    gives_topic: bool = True
 
     @classmethod
     def build(
@@ -169,7 +172,7 @@ class Planner:
                 context_item_id=item_id,
                 clusters=self._clusters(d, own),
                 own_node_id=own,
-                reasoning=self.mllm.tokenizer.decode(d.reasoning, skip_special_tokens=True).strip(),
+                reasoning=self._reasoning(d, own),
                 tree_version=self.nodes.tree_version,
                 planner_version=self.version,
                 planned_at_ms=now,
@@ -201,11 +204,13 @@ class Planner:
     def write_free(
         self, contents: Sequence[Content], own_nodes: Sequence[int | None]
     ) -> list[tuple[str, str]]:
-        """(reasoning, description) that the model writes unconstrained and greedily."""
+        """(reasoning, description) that the model writes unconstrained and greedily; no topic is
+        given.
+        """
         longest = int(max(len(t) for t in self.mllm.description_tokens(self._texts())))
         texts = write(
             self._session(),
-            self._encode(contents, own_nodes),
+            self.mllm.encode(self._prompts(contents, own_nodes)),
             self.mllm.end_tokens,
             (self._max_reasoning or 0) + len(self.mllm.tokens(ANSWER)) + longest,
         )
@@ -234,9 +239,6 @@ class Planner:
     def _texts(self) -> list[str]:
         return [self.nodes.description[n] for n in self.nodes.at_level(self.level)]
 
-    def _encode(self, contents: Sequence[Content], own_nodes: Sequence[int | None]) -> Batch:
-        return self.mllm.encode(self._prompts(contents, own_nodes))
-
     def _prompts(
         self, contents: Sequence[Content], own_nodes: Sequence[int | None]
     ) -> list[Prompt]:
@@ -244,6 +246,16 @@ class Planner:
             build_prompt(self._placed(c, own), self.style, self.config.text_chars)
             for c, own in zip(contents, own_nodes, strict=True)
         ]
+
+    def _known(self, own: int | None) -> str:
+        """What the reasoning begins with; "" where the model writes all of it."""
+        if own is None or not self.gives_topic:
+            return ""
+        return self.mllm.plain(write_known(self.style, self.nodes.description[own]))
+
+    def _reasoning(self, decoded: Decoded, own: int | None) -> str:
+        written = self.mllm.tokenizer.decode(decoded.reasoning, skip_special_tokens=True)
+        return f"{self._known(own)}{written}".strip()
 
     def _placed(self, content: Content, own: int | None) -> Content:
         """The content with its own cluster's description."""
@@ -256,8 +268,12 @@ class Planner:
         views: Sequence[View] | None,
         clusters: int,
     ) -> list[Decoded]:
+        prompts = [
+            replace(prompt, opening=f"{prompt.opening}{self._known(own)}")
+            for prompt, own in zip(self._prompts(contents, own_nodes), own_nodes, strict=True)
+        ]
         return self._search(
-            self._prompts(contents, own_nodes),
+            prompts,
             views or [self.view(own) for own in own_nodes],
             Search(k=clusters, beams=max(clusters, self.search.beams)),
         )

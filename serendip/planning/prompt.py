@@ -3,13 +3,14 @@
 A style is a template in a readable file. Its instruction comes before the images, so that a batch
 shares its prefix. The model answers
 
-    Topic: <its reading of the item's own cluster>
+    Topic: <the description of the item's own cluster>
     Look: <what it sees>
     Next: <the description of the planned cluster>
 
-where the lines before the last are the reasoning of a style that has one. A style without is
-direct: its prompt opens the answer itself. Knows no tokenizer and no model: the checkpoint's own
-chat template makes the text.
+where the lines before the last are the reasoning of a style that has one. The topic of an item of
+the tree is known, and is given to the planner; of any other the model writes its own reading. A
+style without reasoning is direct: its prompt opens the answer itself. Knows no tokenizer and no
+model: the checkpoint's own chat template makes the text.
 """
 
 from __future__ import annotations
@@ -289,6 +290,11 @@ def write_reasoning(style: Style, own: str, look: str) -> str:
     """The reasoning of a training row; a line of which nothing is known is left out."""
     values = {"topic": own, "look": " ".join(look.split())}
     return "\n".join(filter(None, (_fill(line, values) for line in style.thinks)))
+
+
+def write_known(style: Style, own: str) -> str:
+    """What the model's turn begins with where the own cluster is known; "" where it is not."""
+    return "\n".join(line.format_map({"topic": own}) for line in style.known) if own else ""
 
 
 def write_answer(style: Style, own: str, look: str, description: str) -> str:

@@ -57,6 +57,12 @@ class Style:
         return self._lines[1]
 
     @cached_property
+    def known(self) -> tuple[str, ...]:
+        """The reasoning's first lines, those that need nothing but the topic."""
+        named = [set(slots_of(line)) <= {"topic"} for line in self.thinks]
+        return self.thinks[: named.index(False)] if False in named else self.thinks
+
+    @cached_property
     def _lines(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         asks: list[str] = []
         thinks: list[str] = []
@@ -96,7 +102,7 @@ class Style:
     def version(self, frames: int, text_chars: int) -> str:
         """8 hexadecimal digits that change when any prompt of this style would."""
         shown = frames if self.frames else 0, text_chars if "text" in self.slots else 0
-        key = repr((self.asks, self.thinks, shown, ANSWER))
+        key = repr((self.asks, self.thinks, self.known, shown, ANSWER))
         return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
