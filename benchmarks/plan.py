@@ -38,6 +38,7 @@ from serendip.config import Config
 from serendip.curation.curate import read_pairs
 from serendip.planning.bulk import publish_plans
 from serendip.planning.decode import decode
+from serendip.planning.mllm import Batch
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import Content, load_content
 from serendip.planning.search import Search
@@ -125,13 +126,18 @@ def measure_models(
     return {name: seconds / len(chosen) for name, seconds in times.items()}, agreement
 
 
+def encode(planner: Planner, contents: list[Content], own: list[int | None]) -> Batch:
+    """The prompts, without anything of the reasoning."""
+    return planner.mllm.encode(planner._prompts(contents, own))
+
+
 def ours(planner: Planner, contents: list[Content], own: list[int | None]) -> Found:
     """The engine, as bulk planning runs it but for the reasoning and the score."""
     found: Found = []
     for at in range(0, len(contents), BATCH):
         batch = slice(at, at + BATCH)
         decoded = decode(
-            planner._session(), planner._encode(contents[batch], own[batch]), planner._trie_head,
+            planner._session(), encode(planner, contents[batch], own[batch]), planner._trie_head,
             [planner.view(node) for node in own[batch]],
             Search(k=CLUSTERS, beams=BEAMS, score="full"),
             opening=planner.mllm.tokens(ANSWER), ends=planner.mllm.end_tokens, max_reasoning=0,
@@ -149,7 +155,7 @@ def theirs(
     for at in range(0, len(contents), BATCH):
         batch = slice(at, at + BATCH)
         found += generate_descriptions(
-            planner.mllm, planner.trie, planner._encode(contents[batch], own[batch]),
+            planner.mllm, planner.trie, encode(planner, contents[batch], own[batch]),
             tries[batch], opening=planner.mllm.tokens(ANSWER), beams=BEAMS, k=CLUSTERS,
         )  # fmt: skip
     return found
