@@ -50,7 +50,7 @@ INPUTS = {
     "bulk_per_gpu_s": Input(None, "open", "items of a real MLLM; until then the roofline below"),
     "parameters": Input(4e9, "assumed", "the MLLM"),
     "image_tokens": Input(256, "published", "Gemma 3, an image"),
-    "tower_tflop": Input(5.47, "published", "an image through Gemma 3's vision tower: bench footprint"),
+    "tower_tflop": Input(5.47, "published", "an image through Gemma 3's tower: bench footprint"),
     "images": Input(3, "measured", "thumbnail and 2 frames: the configuration's default"),
     "text_tokens": Input(150, "assumed", "title, text and instruction"),
     "written_tokens": Input(64, "assumed", "reasoning, and what the search reads"),

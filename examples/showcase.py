@@ -175,7 +175,8 @@ def _panel(showcase: Showcase, call: Call) -> Panel:
     own = showcase.tree.nodes.description[plan.own_node_id] if plan.own_node_id else "?"
     reasoning = escape("\n".join(f"  {line}" for line in plan.reasoning.splitlines()))
     text = (
-        f"[dim]own cluster[/dim]  {escape(own)}\n[dim]the reasoning, and what it leads to[/dim]\n{reasoning}\n"
+        f"[dim]own cluster[/dim]  {escape(own)}\n"
+        f"[dim]the reasoning, and what it leads to[/dim]\n{reasoning}\n"
         f"  [bold green]Next: {escape(plan.clusters[0].description)}[/bold green]"
     )
     title = f"{escape(call.context.title)}  [dim]{call.context.item_id}, {call.user}[/dim]"
