@@ -181,7 +181,7 @@ class Mllm:
         text: str = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        return text + prompt.opening
+        return text + self.plain(prompt.opening)
 
     def plain(self, text: str) -> str:
         """A text from outside without the tokenizer's special tokens: words cannot be markup."""

@@ -251,7 +251,7 @@ class Planner:
         """What the reasoning begins with; "" where the model writes all of it."""
         if own is None or not self.gives_topic:
             return ""
-        return self.mllm.plain(write_known(self.style, self.nodes.description[own]))
+        return write_known(self.style, self.nodes.description[own])
 
     def _reasoning(self, decoded: Decoded, own: int | None) -> str:
         written = self.mllm.tokenizer.decode(decoded.reasoning, skip_special_tokens=True)

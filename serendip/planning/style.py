@@ -102,6 +102,7 @@ class Style:
     def version(self, frames: int, text_chars: int) -> str:
         """8 hexadecimal digits that change when any prompt of this style would."""
         shown = frames if self.frames else 0, text_chars if "text" in self.slots else 0
+        # Plans that began before what is known was given had none of it.
         key = repr((self.asks, self.thinks, self.known, shown, ANSWER))
         return hashlib.sha256(key.encode()).hexdigest()[:8]
 

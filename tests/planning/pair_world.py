@@ -35,6 +35,12 @@ def pair_config(folder: Path, checkpoint: Path | str, **planner) -> Config:
     )
 
 
+def four_clusters() -> ClusterTree:
+    """A tree with one item a leaf, described by DESCRIPTIONS."""
+    texts = ["", "all", "all of it", "bread", "bike", *DESCRIPTIONS]
+    return ClusterTree.from_leaves((1, 1, 2, 2), [0, 1, 2, 3], list("abcd"), texts, "")
+
+
 def make_pairs(config: Config, label: int | None = None) -> Artifacts:
     """Catalogue, thumbnails, tree and pairs; ``label`` instead of each pair's true one."""
     data = config.data_path

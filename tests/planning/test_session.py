@@ -87,7 +87,12 @@ def test_every_token_of_a_tree_is_the_end_of_its_own_branch(mllm, pictures, shar
     monkeypatch.setattr(layout, "_SHARED_PART", 0)
     given = prompts(pictures)
     session = TorchSession(mllm.model, Head.of(mllm.model))
-    hidden = session.prefill(mllm.encode(given))
+    read = []
+    with mllm.model.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True
+    ):
+        hidden = session.prefill(mllm.encode(given))
+    assert read == ([1, len(given)] if share else [len(given)])
     root = session.slots - 1
     for row, prompt in enumerate(given):
         assert torch.allclose(hidden[row], without_cache(mllm, prompt, []), atol=2e-4)

@@ -5,16 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoints import tiny_gemma3
-from pair_world import DESCRIPTIONS
+from pair_world import DESCRIPTIONS, four_clusters
 
-from serendip.config import PlannerConfig, PlansConfig
+from serendip.config import Config
 from serendip.planning.examples import Example
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import Content
 from serendip.planning.style import STYLES
-from serendip.planning.trie import DescriptionTrie
 from serendip.planning.validation import best_look, validate
-from serendip.tree.cluster_tree import ClusterTree
 
 
 def looks(*pairs):
@@ -52,15 +50,16 @@ def test_without_validation_items_the_last_is_kept():
 
 def test_each_look_is_at_the_model_as_it_is_then():
     mllm = tiny_gemma3()
-    texts = ["", "all", "all of it", "bread", "bike", *DESCRIPTIONS]
-    nodes = ClusterTree.from_leaves((1, 1, 2, 2), [0, 1, 2, 3], list("abcd"), texts, "").nodes
-    clusters = nodes.at_level(4)
-    tokens = mllm.description_tokens(DESCRIPTIONS)
-    trie = DescriptionTrie.build(tokens, clusters, mllm.end_token, texts=DESCRIPTIONS)
-    search = PlansConfig(clusters=2, beams=3, max_reasoning_tokens=2)
-    planner = Planner(
-        mllm, trie, nodes, 4, 1, PlannerConfig(style="text"), search, "", STYLES["text"]
+    tree = four_clusters()
+    clusters = tree.nodes.at_level(4)
+    config = Config.model_validate(
+        {
+            "level": 4,
+            "planner": {"style": "text"},
+            "plans": {"clusters": 2, "beams": 3, "max_reasoning_tokens": 2},
+        }
     )
+    planner = Planner.build(mllm, tree, config, "", STYLES["text"])
     contents = [Content(f"{text} {n}") for n, text in enumerate(DESCRIPTIONS * 2)]
     examples = [Example(c, "x", DESCRIPTIONS[0], "", clusters[0], clusters[3]) for c in contents]
     validate(planner, examples, 8)
