@@ -165,8 +165,6 @@ def train_arm(run: Run, out: Path) -> dict[str, Any]:
     start = _FRESH if run.start == SCRATCH else _CAPTIONED
     mllm = Mllm.open(folder / start)
     planner = Planner.build(mllm, opened.tree, config, run.key, arm.style)
-    # The arms differ in what they are shown: none is told a topic beside it.
-    planner = replace(planner, gives_topic=False)
     contents = [load_content(item, arm.style, arm.frames) for item, _, _ in opened.judged]
     own = [o for _, o, _ in opened.judged]
     labels = [label for _, _, label in opened.judged]
@@ -210,8 +208,9 @@ def hits_of(
     planner: Planner, contents: Sequence[Any], own: Sequence[int], labels: Sequence[int]
 ) -> dict[Measure, list[bool]]:
     """Whether each item is a hit now: recall_at_1 constrained, the others free and greedy."""
-    # A planner keeps copies of the head's rows, and training has changed the head since.
-    planner = replace(planner)
+    # A new one: a planner keeps copies of the head's rows, and training has changed the head since.
+    # And since arms are compared by what they are shown, none is told a topic beside it.
+    planner = replace(planner, gives_topic=False)
     plans = planner.plan(contents, own)
     free = [planner.trie.resolve(text) for _, text in planner.write_free(contents, own)]
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from serendip.config import PlannerConfig, PlansConfig
+from serendip.config import Config
 from serendip.core import CorruptArtifact, InvalidRequest
 from serendip.evaluation import figures_verdict
 from serendip.evaluation.figures import POINTS, TABLE, make_figures, read_result
@@ -29,7 +29,7 @@ from serendip.evaluation.figures_verdict import NOISE, Result, judge, judge_clai
 from serendip.planning.embedded import build_embedded
 from serendip.planning.planner import Planner
 from serendip.planning.prompt import Content
-from serendip.planning.trie import DescriptionTrie
+from serendip.planning.style import STYLES
 from serendip.tree.cluster_tree import ClusterTree
 
 STUDY = full_study(3)
@@ -169,22 +169,23 @@ def test_the_figures_are_small_enough_for_a_page(tmp_path):
         assert 10_000 < path.stat().st_size < 150_000
 
 
-def test_each_look_judges_the_model_as_it_is_then():
-    texts = ["rye", "cake", "hill", "track"]  # the first token decides
-    mllm = build_embedded([f" {text}" for text in texts] * 40, 330, seed=0)
+TEXTS = ["rye", "cake", "hill", "track"]  # the first token decides
+
+
+def planner_of(style):
+    mllm = build_embedded([f" {text}" for text in TEXTS] * 40, 330, seed=0)
     tree = ClusterTree.from_leaves(
-        (1, 1, 2, 2), range(4), list("abcd"), ["", "all", "all of it", "bread", "bike", *texts], ""
+        (1, 1, 2, 2), range(4), list("abcd"), ["", "all", "all of it", "bread", "bike", *TEXTS], ""
     )
-    clusters = tree.nodes.at_level(4)
-    trie = DescriptionTrie.build(
-        mllm.description_tokens(texts), clusters, mllm.end_token, texts=texts
-    )
-    planner = Planner(
-        mllm, trie, tree.nodes, 4, 1, PlannerConfig(), PlansConfig(clusters=1), "",
-        ARMS["title"].style,
-    )  # fmt: skip
-    contents = [Content(f"{text} {n}") for n, text in enumerate(texts * 2)]
-    own = [clusters[3]] * len(contents)
+    plans = {"clusters": 1, "max_reasoning_tokens": 2}
+    config = Config.model_validate({"level": 4, "plans": plans})
+    return Planner.build(mllm, tree, config, "", style)
+
+
+def test_each_look_judges_the_model_as_it_is_then():
+    planner = planner_of(ARMS["title"].style)
+    contents = [Content(f"{text} {n}") for n, text in enumerate(TEXTS * 2)]
+    own = [planner.nodes.at_level(4)[3]] * len(contents)
 
     def planned():
         return [p.clusters[0].node_id for p in replace(planner).plan(contents, own)]
@@ -192,10 +193,24 @@ def test_each_look_judges_the_model_as_it_is_then():
     before = planned()
     assert all(hits_of(planner, contents, own, before)["recall_at_1"])
     with torch.no_grad():
-        mllm.model.get_output_embeddings().weight.mul_(-1)
+        planner.mllm.model.get_output_embeddings().weight.mul_(-1)
     after = planned()
     assert after != before
     assert all(hits_of(planner, contents, own, after)["recall_at_1"])
+
+
+def test_no_arm_is_told_a_topic_beside_what_it_is_shown(monkeypatch):
+    planner = planner_of(STYLES["text"])
+    mllm, own = planner.mllm, planner.nodes.at_level(4)[0]
+    begun, encode = [], mllm.encode
+
+    def seen(prompts):
+        begun.extend(prompt.opening for prompt in prompts)
+        return encode(prompts)
+
+    monkeypatch.setattr(mllm, "encode", seen)
+    hits_of(planner, [Content("rye")], [own], [own])
+    assert begun == ["", ""]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"looks": [{"step": 1}]}', "[]"])

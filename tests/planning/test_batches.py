@@ -48,7 +48,7 @@ def learnt(mllm, monkeypatch):
 
         monkeypatch.setattr(batches, "answer_loss", note)
         config = PlannerConfig(
-            word_dropout=0, **{"batch_size": 4, "word_rows": 3, "reasoning_rows": 2, **changes}
+            word_dropout=0, **{"batch_size": 4, "word_rows": 5, "reasoning_rows": 2, **changes}
         )
         list(finetuning_losses(mllm, STYLES[style], config, MATERIAL, np.random.default_rng(0)))
         return parts, counted
@@ -58,7 +58,7 @@ def learnt(mllm, monkeypatch):
 
 def test_a_step_has_pairs_descriptions_words_and_reasonings(learnt):
     (pairs, (alone, *words), reasonings), weights = learnt("video_cot", description_rows=0.25)
-    assert [len(part) for part in (pairs, words, reasonings)] == [4, 3, 2]
+    assert [len(part) for part in (pairs, words, reasonings)] == [4, 5, 2]
     answer = "Topic: bread: rye\nLook: winter scene\nNext: sea"
     assert all(said.startswith(answer) for _, said in pairs)
     assert alone[1].startswith(" music: synth")
