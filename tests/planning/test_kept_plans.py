@@ -69,7 +69,12 @@ def test_it_is_written_while_the_server_runs(root, opened, tmp_path):
     kept = opened(flush_s=0.05)
     for n in range(3):
         keep(kept, tiny_planner.item_of(tmp_path, f"i{n}"))
-        until(lambda n=n: sum(len(pq.read_table(p)) for p in kept_chunks(root, PLANNER)) == n + 1)
+        until(
+            lambda n=n: (
+                sum(pq.ParquetFile(p).metadata.num_rows for p in kept_chunks(root, PLANNER))
+                == n + 1
+            )
+        )
     assert len(kept_chunks(root, PLANNER)) == 1, "one file a process until it is full"
 
 
