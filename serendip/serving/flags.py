@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from serendip.core import InvalidRequest
+from serendip.serving.fronts import Front
 from serendip.serving.logs import LogCalls, LogFormat
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class ServerFlags:
 
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Option(help="Port for gRPC; 0: any free one.")] = 0
+    front: Annotated[
+        Front, Option(help="What speaks gRPC: http2 is this project's own, grpcio gRPC's.")
+    ] = Front.HTTP2
     metrics_port: Annotated[
         int | None,
         Option(help="Port of /metrics; worker n has it + n; 0: any free one each; unset: none."),
@@ -69,7 +73,7 @@ class ServerFlags:
         Option(
             min=1,
             max=_MOST_COUNT,
-            help="Calls that may wait before a process has looked at them.",
+            help="Calls that may wait in grpcio's front, unseen by the process.",
             rich_help_panel=_BOUNDS,
         ),
     ] = 1024
@@ -206,6 +210,7 @@ class ServerFlags:
         return ServerOptions(
             host=self.host,
             port=self.port,
+            front=self.front,
             metrics_port=self.metrics_port,
             max_request_bytes=round(self.max_request_mib * (1 << 20)),
             max_in_flight=self.max_in_flight,

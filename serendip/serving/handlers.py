@@ -2,8 +2,8 @@
 
 A servicer is a plain object whose methods take (decoded request, ``Call``) and return a response,
 or its bytes where it encodes by itself, or raise an error of core. A front speaks a protocol and
-drives them: ``front.py`` is grpc.aio's. Knows no gRPC, so that another front can be put before the
-same servicers.
+drives them: ``http2`` is this project's own, ``grpcio_front.py`` is grpc.aio's. Knows no gRPC, so
+that either can be put before the same servicers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
+
+from serendip.core import InvalidRequest
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -69,6 +72,8 @@ class Call:
 
 
 Handle = Callable[[Any, Call], Awaitable[Any]]
+AtOnce = Callable[[Any, Call], Any]
+HandleStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -78,26 +83,66 @@ class Method:
     Attributes:
         decode: a request's bytes to its message; raises google.protobuf's DecodeError.
         encode: a response to its bytes; bytes are passed on.
+        at_once: answers as ``handle`` does where nothing need be waited for, and returns None
+            where something must; then ``handle`` is asked. It spares most calls a task.
     """
 
     name: str
     handle: Handle
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    at_once: AtOnce | None = None
+
+    def decoded(self, raw: bytes) -> Any:
+        """A request. Raises InvalidRequest: the bytes are none."""
+        try:
+            return self.decode(raw)
+        except DecodeError as error:
+            raise InvalidRequest(
+                f"the request is no {self.name} message",
+                remedy="Send it as the protos have it; text must be UTF-8.",
+            ) from error
+
+
+@dataclass(frozen=True)
+class StreamMethod:
+    """A method that takes requests and gives responses one after another.
+
+    Attributes:
+        grpc_type: as metrics call it: server_stream or bidi_stream.
+    """
+
+    name: str
+    handle: HandleStream
+    decode: Callable[[bytes], Any]
+    encode: Callable[[Any], bytes]
+    grpc_type: str
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service by its full name, with the methods that are served."""
+    """A service by its full name, with the methods that are served.
+
+    Attributes:
+        guarded: whether its calls need a token, where others do.
+        admitted: whether its calls are bounded in number, and written down.
+    """
 
     name: str
-    methods: tuple[Method, ...]
+    methods: tuple[Method | StreamMethod, ...]
+    guarded: bool = True
+    admitted: bool = True
 
 
-def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:
+def service_of(
+    descriptor: ServiceDescriptor, servicer: object, at_once: dict[str, AtOnce] | None = None
+) -> Service:
     """The service that a servicer serves: the methods of the descriptor that it has.
 
     A method that it lacks is not served: a front answers it as unimplemented.
+
+    Args:
+        at_once: of methods by name.
     """
     methods = []
     for method in descriptor.methods:
@@ -105,9 +150,11 @@ def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:
         if handle is None:
             continue
         request = message_factory.GetMessageClass(method.input_type)
-        methods.append(Method(method.name, handle, request.FromString, _encoded))
+        quick = (at_once or {}).get(method.name)
+        methods.append(Method(method.name, handle, request.FromString, encoded, quick))
     return Service(descriptor.full_name, tuple(methods))
 
 
-def _encoded(response: Any) -> bytes:
+def encoded(response: Any) -> bytes:
+    """A response's bytes; bytes are passed on."""
     return response if isinstance(response, bytes) else bytes(response.SerializeToString())

@@ -11,7 +11,9 @@ from typing import Any
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from serendip.serving.handlers import Service, StreamMethod, encoded
 
 REFLECTION_NAME: str = reflection.SERVICE_NAME
 
@@ -37,9 +39,16 @@ class MethodAwarePool:
             return service.file
 
 
-def add_reflection(server: Any, service_names: Sequence[str]) -> None:
-    """Serves reflection of ``service_names`` (full names) and of itself."""
+def reflection_service(service_names: Sequence[str]) -> Service:
+    """Reflection of ``service_names`` (full names) and of itself."""
     servicer: Any = reflection.aio.ReflectionServicer(
         (*service_names, REFLECTION_NAME), pool=MethodAwarePool()
     )
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = StreamMethod(
+        "ServerReflectionInfo",
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        encoded,
+        "bidi_stream",
+    )
+    return Service(REFLECTION_NAME, (method,), admitted=False)

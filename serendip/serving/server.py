@@ -16,24 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, Counter
 
-from serendip.core import InvalidRequest
 from serendip.serving.admission import Admission
-from serendip.serving.front import Counted, GrpcFront
+from serendip.serving.fronts import Front, listener_of
 from serendip.serving.guard import Guard, Rate
 from serendip.serving.handlers import Service
+from serendip.serving.health import HEALTH_NAME, Health
 from serendip.serving.logs import CallLog, LogCalls
 from serendip.serving.records import Records
-from serendip.serving.reflection import add_reflection
+from serendip.serving.reflection import reflection_service
 from serendip.serving.telemetry import MetricsServer, ServerMetrics, start_metrics_server
-from serendip.serving.tls import Pem, TlsFiles, server_credentials
+from serendip.serving.tls import Pem, TlsFiles
 from serendip.serving.tracing import Otlp, Tracer
 from serendip.serving.watched_file import WatchedFiles, refreshing
-
-HEALTH_NAME: str = health.SERVICE_NAME
 
 
 @dataclass(frozen=True)
@@ -43,15 +39,16 @@ class ServerOptions:
     Attributes:
         host: address to listen on, for calls and for metrics.
         port: for calls; 0 takes a free one.
+        front: what speaks gRPC with callers.
         metrics_port: for http://host:port/metrics; 0 takes a free one, None serves none.
         max_request_bytes, max_response_bytes: larger messages are RESOURCE_EXHAUSTED; a request
             is refused by its length, before it is taken in.
         max_in_flight: calls that are worked on at a time; the next one is refused at once.
         refuses_late: whether a call is refused that by the recent pace would miss its deadline.
             For servers whose calls are alike.
-        max_pending: calls that may wait in gRPC's core, where no code of ours sees them. Beyond it
-            the core ends some of them as CANCELLED, beyond twice as many all; that costs next to
-            nothing, where a refusal of ours costs about as much as a small answer.
+        max_pending: of grpcio's front: calls that may wait in gRPC's core, where no code of ours
+            sees them. Beyond it the core ends some of them as CANCELLED, beyond twice as many all;
+            that costs next to nothing, where a refusal costs as much as a small answer there.
         max_streams: calls that one connection may have open; a client keeps the others to itself
             until one of these has ended.
         max_connections: connections that are taken; None takes any number.
@@ -74,6 +71,7 @@ class ServerOptions:
 
     host: str = "127.0.0.1"
     port: int = 0
+    front: Front = Front.HTTP2
     metrics_port: int | None = None
     max_request_bytes: int = 32 << 20
     max_response_bytes: int = 32 << 20
@@ -93,28 +91,6 @@ class ServerOptions:
     log_calls: LogCalls = LogCalls.NONE
     otlp: Otlp | None = None
 
-    def channel_arguments(self) -> list[tuple[str, int]]:
-        """What the gRPC core is told."""
-        milliseconds = round(self.keepalive_s * 1000)
-        arguments = [
-            ("grpc.so_reuseport", int(self.reuse_port)),
-            ("grpc.max_receive_message_length", self.max_request_bytes),
-            ("grpc.max_send_message_length", self.max_response_bytes),
-            ("grpc.server.max_pending_requests", self.max_pending),
-            ("grpc.server.max_pending_requests_hard_limit", 2 * self.max_pending),
-            ("grpc.max_concurrent_streams", self.max_streams),
-            ("grpc.keepalive_time_ms", milliseconds),
-            ("grpc.keepalive_timeout_ms", milliseconds),
-            ("grpc.http2.ping_timeout_ms", milliseconds),
-            # Clients may ask as often as the server does; others are told to go away.
-            ("grpc.http2.min_ping_interval_without_data_ms", min(milliseconds, 10_000)),
-        ]
-        if self.max_connections is not None:
-            arguments.append(("grpc.max_allowed_incoming_connections", self.max_connections))
-        if self.connection_age_s is not None:
-            arguments.append(("grpc.max_connection_age_ms", round(self.connection_age_s * 1000)))
-        return arguments
-
 
 @dataclass(frozen=True)
 class Running:
@@ -131,7 +107,7 @@ class Running:
     port: int
     metrics_port: int | None
     metrics: ServerMetrics
-    _health: _Health
+    _health: Health
 
     @property
     def address(self) -> str:
@@ -147,7 +123,7 @@ class Running:
 
     async def set_serving(self, service: str, serving: bool) -> None:
         """Sets one service's health; "" is the server as a whole."""
-        await self._health.set(service, serving)
+        self._health.set(service, serving)
 
 
 @contextlib.asynccontextmanager
@@ -175,19 +151,15 @@ async def serve(
     tls = None if options.tls is None else _watched(options.tls, registry)
     guard = None if options.tokens is None else Guard(options.tokens, options.rate, registry)
     records = _records(name, options)
-    health_servicer = _Health()
+    health = Health()
     admission = Admission(
         options.max_in_flight,
         options.refuses_late,
         on_refused=lambda why: metrics.refused.labels(why).inc(),
     )
-    server = grpc.aio.server(options=options.channel_arguments())
-    server.add_generic_rpc_handlers([GrpcFront(services, metrics, admission, guard, records)])
     names = tuple(service.name for service in services)
-    # Whoever balances or restarts servers need not be known to them.
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, Counted(server, metrics))
-    add_reflection(Counted(server, metrics, guard, records), (*names, HEALTH_NAME))
-    port = _bind(server, options, None if tls is None else server_credentials(tls))
+    served = (*services, health.service(), reflection_service((*names, HEALTH_NAME)))
+    listener = listener_of(options, served, metrics, admission, guard, records, tls)
     page: MetricsServer | None = None
     if options.metrics_port is not None:
         page = start_metrics_server(registry, options.metrics_port, options.host)
@@ -196,23 +168,23 @@ async def serve(
         files.append(guard.watched)
     try:
         with refreshing(files):
-            await server.start()
+            await listener.start()
             for service in ("", *names):
-                await health_servicer.set(service, True)
+                health.set(service, True)
             yield Running(
                 name=name,
                 host=options.host,
-                port=port,
+                port=listener.port,
                 metrics_port=page.port if page else None,
                 metrics=metrics,
-                _health=health_servicer,
+                _health=health,
             )
     finally:
-        await health_servicer.stop()
+        health.stop()
         if options.lame_s:
             await asyncio.sleep(options.lame_s)
         await admission.close()
-        await server.stop(options.grace_s)
+        await listener.stop(options.grace_s)
         if page:
             await asyncio.to_thread(page.close)
         if records:
@@ -269,56 +241,5 @@ def _records(name: str, options: ServerOptions) -> Records | None:
     return None if log is None and tracer is None else Records(log, tracer)
 
 
-def _bind(server: Any, options: ServerOptions, credentials: Any) -> int:
-    address = _address(options.host, options.port)
-    try:
-        if credentials is None:
-            port: int = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise InvalidRequest(
-            f"cannot listen on {options.host}",
-            field="port",
-            value=options.port,
-            remedy="Stop what has it, choose another port, or 0 for any free one.",
-        ) from error
-    return port
-
-
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class _Health:
-    """grpc.health.v1, whose watchers do not hold up a stop."""
-
-    def __init__(self) -> None:
-        self._servicer: Any = health.aio.HealthServicer()
-        self._stopping = asyncio.Event()
-
-    async def set(self, service: str, serving: bool) -> None:
-        response = health_pb2.HealthCheckResponse
-        status = response.SERVING if serving else response.NOT_SERVING
-        await self._servicer.set(service, status)
-
-    async def stop(self) -> None:
-        """NOT_SERVING for good, for every service."""
-        await self._servicer.enter_graceful_shutdown()
-        self._stopping.set()
-
-    def __getattr__(self, method: str) -> Any:
-        return getattr(self._servicer, method)
-
-    async def Watch(self, request: Any, context: Any) -> None:
-        # A watch never ends by itself, and a stop waits for every call: end it once the watcher
-        # has been told.
-        watch = asyncio.create_task(self._servicer.Watch(request, context))
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait((watch, stopping), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((watch,), timeout=0.2)
-        finally:
-            stopping.cancel()
-            watch.cancel()
-            await asyncio.gather(watch, stopping, return_exceptions=True)

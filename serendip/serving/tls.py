@@ -7,6 +7,7 @@ not at a caller's handshake.
 from __future__ import annotations
 
 import ssl
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,43 @@ class Pem:
     cert: bytes | None
     key: bytes | None
     ca: bytes | None
+
+
+def server_context(watched: WatchedFiles[Pem]) -> ssl.SSLContext:
+    """A context that shows each new connection the latest certificate, and asks for HTTP/2."""
+    made: dict[str, Any] = {}
+
+    def latest() -> ssl.SSLContext:
+        pem = watched.value
+        if made.get("pem") is not pem:
+            made.update(pem=pem, context=_server_context(pem))
+        context: ssl.SSLContext = made["context"]
+        return context
+
+    def show(connection: ssl.SSLObject, name: str | None, of: ssl.SSLContext) -> None:
+        # OpenSSL asks at every handshake, whether or not a name was sent.
+        connection.context = latest()
+
+    first = _server_context(watched.value)
+    first.sni_callback = show
+    return first
+
+
+def _server_context(pem: Pem) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    assert pem.cert is not None
+    assert pem.key is not None
+    # ssl takes a chain from a file alone: one that only this user can read, and for a moment.
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pem.cert + b"\n" + pem.key)
+        file.flush()
+        context.load_cert_chain(file.name, password=_no_password)
+    if pem.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=pem.ca.decode("ascii"))
+    return context
 
 
 def server_credentials(watched: WatchedFiles[Pem]) -> Any:

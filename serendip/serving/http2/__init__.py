@@ -1,0 +1,1 @@
+"""HTTP/2 for gRPC on asyncio: this project's own front. See connection.py."""
