@@ -163,11 +163,7 @@ class _Way:
         try:
             if self._admission is not None:
                 found = self._admission.enter(call.deadline)
-            request = method.decoded(raw)
-            answer = None if method.at_once is None else method.at_once(request, call)
-            if answer is None:
-                answer = await method.handle(request, call)
-            response = method.encode(answer)
+            response = method.encode(await method.handle(method.decoded(raw), call))
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code = "OK"
             return response

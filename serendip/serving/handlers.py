@@ -72,7 +72,6 @@ class Call:
 
 
 Handle = Callable[[Any, Call], Awaitable[Any]]
-AtOnce = Callable[[Any, Call], Any]
 HandleStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]]
 
 
@@ -83,15 +82,12 @@ class Method:
     Attributes:
         decode: a request's bytes to its message; raises google.protobuf's DecodeError.
         encode: a response to its bytes; bytes are passed on.
-        at_once: answers as ``handle`` does where nothing need be waited for, and returns None
-            where something must; then ``handle`` is asked. It spares most calls a task.
     """
 
     name: str
     handle: Handle
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
-    at_once: AtOnce | None = None
 
     def decoded(self, raw: bytes) -> Any:
         """A request. Raises InvalidRequest: the bytes are none."""
@@ -134,15 +130,10 @@ class Service:
     admitted: bool = True
 
 
-def service_of(
-    descriptor: ServiceDescriptor, servicer: object, at_once: dict[str, AtOnce] | None = None
-) -> Service:
+def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:
     """The service that a servicer serves: the methods of the descriptor that it has.
 
     A method that it lacks is not served: a front answers it as unimplemented.
-
-    Args:
-        at_once: of methods by name.
     """
     methods = []
     for method in descriptor.methods:
@@ -150,8 +141,7 @@ def service_of(
         if handle is None:
             continue
         request = message_factory.GetMessageClass(method.input_type)
-        quick = (at_once or {}).get(method.name)
-        methods.append(Method(method.name, handle, request.FromString, encoded, quick))
+        methods.append(Method(method.name, handle, request.FromString, encoded))
     return Service(descriptor.full_name, tuple(methods))
 
 

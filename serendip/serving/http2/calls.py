@@ -283,12 +283,7 @@ class _Unary(_Exchange):
                 raise DeadlineSpent("the deadline passed before the call was read")
             if self._way.admission is not None:
                 self._found = self._way.admission.enter(call.deadline)
-            request = method.decoded(raw)
-            response = None if method.at_once is None else method.at_once(request, call)
-            if response is None:
-                self._start(self._run(request))
-            else:
-                self._respond(method.encode(response))
+            self._start(self._run(method.decoded(raw)))
         except Exception as error:
             self._fail(error)
 

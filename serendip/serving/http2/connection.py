@@ -299,6 +299,7 @@ class Connection(asyncio.Protocol, Generic[T]):
         elif kind == f.GOAWAY:
             # The client begins no more streams; those that are open go on.
             self._refused_above = min(self._refused_above, self._highest)
+            self._close_if_going()
         elif kind == f.PUSH_PROMISE:
             raise ConnectionFault(Reason.PROTOCOL_ERROR, "a client pushes nothing")
         else:  # PRIORITY, and what is not known
@@ -317,8 +318,7 @@ class Connection(asyncio.Protocol, Generic[T]):
             payload = f.without_padding(payload, flags)
         stream = self._streams.get(stream_id)
         if stream is None:
-            if stream_id > self._highest or not stream_id & 1:
-                raise ConnectionFault(Reason.PROTOCOL_ERROR, "data of a stream that never began")
+            self._must_have_begun(stream_id)
             return  # it has ended here, which its peer did not know yet
         if stream._all_received or stream.receiver is None:
             if stream._all_received:
@@ -403,12 +403,16 @@ class Connection(asyncio.Protocol, Generic[T]):
     def _reset(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a RST_STREAM has 4 bytes")
-        if not stream_id or stream_id > self._highest:
-            raise ConnectionFault(Reason.PROTOCOL_ERROR, "reset of a stream that never began")
+        self._must_have_begun(stream_id)
         self._bear()
         stream = self._streams.get(stream_id)
         if stream is not None:
             self.drop(stream)
+
+    def _must_have_begun(self, stream_id: int) -> None:
+        # Of a client that was told to go away, streams are not looked at any more.
+        if not stream_id & 1 or (stream_id > self._highest and self._refused_above > self._highest):
+            raise ConnectionFault(Reason.PROTOCOL_ERROR, "a stream that never began")
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:

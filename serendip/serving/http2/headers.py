@@ -2,7 +2,8 @@
 
 A server that announces a table of 0 bytes has its clients send blocks that mean the same wherever
 they stand. Such a block is read once and remembered: most calls of a client have the same one.
-Until a client has shrunk its table, and for one that never does, the library ``hpack`` keeps the state.
+Until a client has shrunk its table, and for one that never does, the library ``hpack`` keeps the
+state.
 
 What is written never refers to a table. Knows no connection and no gRPC.
 """
