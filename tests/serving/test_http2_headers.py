@@ -52,9 +52,8 @@ def test_what_is_written_is_read_by_the_library(name: bytes, value: bytes) -> No
 @given(block=st.binary(max_size=200))
 def test_any_bytes_are_fields_or_a_fault(block: bytes) -> None:
     try:
-        ours: object = read_stateless(block)
-    except ConnectionFault as fault:
-        assert fault.reason in (Reason.COMPRESSION_ERROR, Reason.ENHANCE_YOUR_CALM)
+        ours = read_stateless(block)
+    except ConnectionFault:
         return
     decoder = hpack.Decoder()
     decoder.header_table_size = decoder.max_allowed_table_size = 0
