@@ -81,8 +81,9 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def send(self, data: bytes) -> None:
-        """Bytes as they are."""
+    def send(self, data: bytes, timeout_s: float = 10) -> None:
+        """Bytes as they are. Raises TimeoutError if the server does not take them."""
+        self._socket.settimeout(timeout_s)
         if not self._slowly:
             self._socket.sendall(data)
             return

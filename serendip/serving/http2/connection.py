@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol, Generic[T]):
         self._rest = b""
         self._block: list[bytes] | None = None  # of a header block whose end has not come
         self._block_flags = self._block_stream = self._block_bytes = 0
-        self._credit = f.DEFAULT_WINDOW  # bytes that the peer may send before an update
+        self._unread = 0  # bytes of data since the peer was given credit
         self._window = f.DEFAULT_WINDOW  # bytes that may be sent
         self._peer_window = f.DEFAULT_WINDOW  # of a new stream
         self._peer_frame = f.DEFAULT_FRAME
@@ -204,7 +204,6 @@ class Connection(asyncio.Protocol, Generic[T]):
             f.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
             f.MAX_HEADER_LIST_SIZE: MAX_LIST,
         }
-        self._credit = _WINDOW
         transport.write(f.settings(hello) + f.window_update(0, _WINDOW - f.DEFAULT_WINDOW))
         self._timer = self._loop.call_later(bounds.keepalive_s, self._look)
 
@@ -307,13 +306,12 @@ class Connection(asyncio.Protocol, Generic[T]):
 
     def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
         n = len(payload)
-        # Padding counts as data does.
-        self._credit -= n
-        if self._credit < _WINDOW // 2:
-            if self._credit < 0:
-                raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "more data than was allowed")
-            self.write(f.window_update(0, _WINDOW - self._credit))
-            self._credit = _WINDOW
+        # Credit is given as data is read, of which padding is a part: windows bound what is on
+        # its way, and what is kept the application bounds.
+        self._unread += n
+        if self._unread > _WINDOW // 2:
+            self.write(f.window_update(0, self._unread))
+            self._unread = 0
         if flags & f.PADDED:
             payload = f.without_padding(payload, flags)
         stream = self._streams.get(stream_id)
@@ -330,8 +328,6 @@ class Connection(asyncio.Protocol, Generic[T]):
             if not payload:
                 self._bear()
             stream._unread += n
-            if stream._unread > _STREAM_WINDOW:
-                raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "more data than was allowed")
             if stream._unread > _STREAM_WINDOW // 2:
                 self.write(f.window_update(stream_id, stream._unread))
                 stream._unread = 0
