@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from planner_server.live import LivePlanner
 from planner_server.live_metrics import LiveMetrics
 from planner_server.loading import Loader, Source
-from planner_server.recommend import CHANNEL, RecommenderService
+from planner_server.recommend import RecommenderService
 from planner_server.release import Serving
 from planner_server.service import PlannerService, services, show_versions
 from serendip.artifacts import Artifacts
@@ -48,7 +48,7 @@ async def servicers(
             yield planner, None
         else:
             with refreshing(retriever.watched):
-                async with retriever.aio_channel(CHANNEL) as channel:
+                async with retriever.in_loop() as channel:
                     yield (
                         planner,
                         RecommenderService(planner, channel, registry, retriever.metadata),

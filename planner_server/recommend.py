@@ -7,12 +7,10 @@ asks, and knows what the time allows.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-import grpc
 from prometheus_client import CollectorRegistry, Histogram
 
 from planner_server.deadlines import waits_until
@@ -25,6 +23,7 @@ from serendip.core import (
 )
 from serendip.serving.errors import status_of
 from serendip.serving.handlers import Call, Metadata
+from serendip.serving.http2.client import CallFailed, Channel
 from serendip.serving.telemetry import SECONDS
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import error_from_rpc
@@ -43,37 +42,8 @@ from serendip.wire_recommend import (
 # Where the caller sets no deadline: a call that never hangs.
 _LONGEST_S = 10.0
 
-# To retrieve twice does no harm, so where a connection broke another try is made, which may reach
-# another worker; a full queue is the caller's to wait for.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "serendip.v1.Retriever"}],
-            "retryPolicy": {
-                "maxAttempts": 2,
-                "initialBackoff": "0.02s",
-                "maxBackoff": "0.02s",
-                "backoffMultiplier": 1,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-
-CHANNEL = (
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # A retriever that comes back is found again within a second, not after a long backoff, and a
-    # machine that swallows connections is away after as long.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    # One that is gone without a word is found out while calls wait for it.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 2_000),
-    # 256 users with 1,000 candidates each.
-    ("grpc.max_receive_message_length", 64 << 20),
-)
-
+_RETRIEVE = "/serendip.v1.Retriever/Retrieve"
+_RETRIEVE_BATCH = "/serendip.v1.Retriever/RetrieveBatch"
 _ROW = key("rows", recommender_pb2.RecommendBatchResponse, LENGTH_PREFIXED)
 _RESPONSE = key("response", recommender_pb2.RecommendRow, LENGTH_PREFIXED)
 _OK = field(key("status", recommender_pb2.RecommendRow, LENGTH_PREFIXED), b"")
@@ -110,7 +80,7 @@ class RecommenderService:
     def __init__(
         self,
         planner: Planned,
-        channel: Any,
+        channel: Channel,
         registry: CollectorRegistry | None = None,
         own: Callable[[], Metadata] = tuple,
     ) -> None:
@@ -124,9 +94,7 @@ class RecommenderService:
             registry=registry if registry is not None else CollectorRegistry(),
         )
         self._planning, self._retrieving = seconds.labels("plan"), seconds.labels("retrieve")
-        # Without serialisers: requests and responses are bytes already, and stay so.
-        self._retrieve = channel.unary_unary("/serendip.v1.Retriever/Retrieve")
-        self._retrieve_batch = channel.unary_unary("/serendip.v1.Retriever/RetrieveBatch")
+        self._retriever = channel
 
     async def Recommend(self, request: recommender_pb2.RecommendRequest, call: Call) -> bytes:
         """Plans, then retrieves from the plan."""
@@ -188,22 +156,25 @@ class RecommenderService:
     async def _retrieved(
         self, requests: Sequence[bytes], until: float, metadata: Metadata
     ) -> list[Answer]:
-        try:
-            if len(requests) == 1:
-                only = self._retrieve(requests[0], timeout=_left_s(until), metadata=metadata)
-                return [await only]
-        except grpc.aio.AioRpcError as error:
-            return [_typed(error)]
+        if len(requests) == 1:
+            try:
+                return [await self._asked(_RETRIEVE, requests[0], until, metadata)]
+            except SerendipError as error:
+                return [error]
         answers: list[Answer] = []
         for count, batch in batches(requests):
             try:
-                raw = await self._retrieve_batch(batch, timeout=_left_s(until), metadata=metadata)
+                raw = await self._asked(_RETRIEVE_BATCH, batch, until, metadata)
                 answers += rows_of(raw, count)
-            except grpc.aio.AioRpcError as error:
-                answers += [_typed(error)] * count
             except SerendipError as error:
                 answers += [error] * count
         return answers
+
+    async def _asked(self, path: str, request: bytes, until: float, metadata: Metadata) -> bytes:
+        try:
+            return await self._retriever.unary(path, request, _left_s(until), metadata)
+        except CallFailed as failed:
+            raise _typed(failed) from failed
 
 
 def encode_rows(outcomes: Iterable[Answer]) -> bytes:
@@ -222,13 +193,11 @@ def _left_s(until: float) -> float:
     return max(0.001, waits_until(until) - time.monotonic())
 
 
-def _typed(error: grpc.aio.AioRpcError) -> SerendipError:
-    trailers = error.trailing_metadata() or ()
-    typed = error_from_rpc(error.code().value[0], error.details() or "", trailers)
+def _typed(failed: CallFailed) -> SerendipError:
+    typed = error_from_rpc(failed.code, failed.details, failed.trailers)
     if isinstance(typed, Unauthenticated):  # none of the caller's, whose own token was good
-        typed = NotReady(
+        return NotReady(
             "the retriever does not take this server's token",
             remedy="Look at --retriever-token-file.",
         )
-    typed.__cause__ = error
     return typed

@@ -120,16 +120,30 @@ def _server_context(pem: Pem) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    assert pem.cert is not None
-    assert pem.key is not None
+    _load_chain(context, pem)
+    if pem.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=pem.ca.decode("ascii"))
+    return context
+
+
+def _load_chain(context: ssl.SSLContext, pem: Pem) -> None:
+    if pem.cert is None or pem.key is None:
+        return
     # ssl takes a chain from a file alone: one that only this user can read, and for a moment.
     with tempfile.NamedTemporaryFile() as file:
         file.write(pem.cert + b"\n" + pem.key)
         file.flush()
         context.load_cert_chain(file.name, password=_no_password)
-    if pem.ca is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=pem.ca.decode("ascii"))
+
+
+def client_context(pem: Pem) -> ssl.SSLContext:
+    """A context for calls to a server whose certificate leads to the roots, by HTTP/2."""
+    assert pem.ca is not None
+    context = ssl.create_default_context(cadata=pem.ca.decode("ascii"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    _load_chain(context, pem)
     return context
 
 

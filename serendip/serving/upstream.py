@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from serendip.core import InvalidRequest
 from serendip.serving.handlers import Metadata
-from serendip.serving.tls import TlsFiles, channel_credentials
+from serendip.serving.http2.client import Channel, Target
+from serendip.serving.tls import TlsFiles, channel_credentials, client_context
 from serendip.serving.tokens import read_token
 from serendip.serving.watched_file import WatchedFiles
 
@@ -58,6 +59,19 @@ class Upstream:
         return OpenUpstream(self, registry) if self.address else None
 
 
+def _host_and_port(upstream: Upstream) -> tuple[str, int]:
+    host, _, port = upstream.address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidRequest(
+            "must be HOST:PORT",
+            field=upstream.flag,
+            value=upstream.address,
+            remedy="Name the server's host, and the port that it takes calls at.",
+        )
+    return host, int(port)
+
+
 class OpenUpstream:
     """A server behind, ready to be called.
 
@@ -69,6 +83,8 @@ class OpenUpstream:
         self.address = upstream.address
         pem = upstream.tls.read()
         self._credentials = None if pem.ca is None else channel_credentials(pem)
+        tls = None if pem.ca is None else client_context(pem)
+        self._target = Target(*_host_and_port(upstream), tls)
         self._token: WatchedFiles[str] | None = None
         if (path := upstream.token_file) is not None:
             failures = Counter(
@@ -90,11 +106,9 @@ class OpenUpstream:
             return grpc.insecure_channel(self.address, options)
         return grpc.secure_channel(self.address, self._credentials, options)
 
-    def aio_channel(self, options: Options = ()) -> Any:
+    def in_loop(self) -> Channel:
         """A channel of the running event loop."""
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self.address, options)
-        return grpc.aio.secure_channel(self.address, self._credentials, options)
+        return Channel(self._target)
 
     def metadata(self) -> Metadata:
         """What each call to it carries."""

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
-from planner_server.recommend import CHANNEL, RecommenderService
+from planner_server.recommend import RecommenderService
 from planner_server.release import Fallbacks
 from planner_server.release import Serving as PlannerServing
 from planner_server.service import PlannerService, services
@@ -31,7 +30,9 @@ from serendip.retrieval.attributes import Attributes
 from serendip.retrieval.item_ids import ItemIds
 from serendip.retrieval.ranker import ClusterRanker
 from serendip.serving.handlers import Service
+from serendip.serving.http2.client import Channel
 from serendip.serving.server import serve
+from serendip.serving.upstream import Upstream
 from serendip.tree.cluster_tree import ClusterTree
 
 BRANCHING = (3, 3, 3, 3)
@@ -118,15 +119,21 @@ def retriever_service(tree: ClusterTree) -> RetrieverService:
 def planner_services(serving: PlannerServing, retriever: str) -> list[Service]:
     """To be made within the event loop that serves them."""
     planner = PlannerService(serving)
-    channel: Any = grpc.aio.insecure_channel(retriever, CHANNEL)
-    return services(planner, RecommenderService(planner, channel))
+    return services(planner, RecommenderService(planner, channel_to(retriever)))
+
+
+def channel_to(retriever: str) -> Channel:
+    """As the planner server makes it."""
+    opened = Upstream(retriever).open(CollectorRegistry())
+    assert opened is not None
+    return opened.in_loop()
 
 
 @contextlib.asynccontextmanager
 async def planner_server(serving: PlannerServing, retriever: str) -> AsyncIterator[Any]:
     """(the running server, its PlannerService), in this event loop."""
     planner = PlannerService(serving)
-    async with grpc.aio.insecure_channel(retriever, CHANNEL) as channel:
+    async with channel_to(retriever) as channel:
         served = services(planner, RecommenderService(planner, channel))
         async with serve("planner", served) as running:
             yield running, planner

@@ -295,7 +295,7 @@ class _Unary(_Exchange):
         except asyncio.CancelledError:
             if not self._over:  # not the caller's doing: the server ends
                 self.gone()
-                self._stream.reset_by_server()
+                self._stream.cancel()
         except Exception as error:
             self._fail(error)
 
@@ -360,7 +360,7 @@ class _Streaming(_Exchange):
         except asyncio.CancelledError:
             if not self._over:
                 self.gone()
-                stream.reset_by_server()
+                stream.cancel()
         except Exception as error:
             self._fail(error)
         else:

@@ -1,13 +1,10 @@
-"""One connection of HTTP/2: frames in, calls out, and everything that a peer may do wrong.
+"""A client's connection, as the server has it: calls in, answers out, and what a client does wrong.
 
-    bytes ──> frames ──> headers: a Stream is opened, and its receiver made by the application
-                    ├──> data: handed to the receiver, credit given back
-                    ├──> reset, or the connection is lost: the receiver is told
-                    └──> settings, pings, window updates, go away
-    answers ──> as the windows allow ──> one write for all that was answered at once
+    headers ──> a stream is opened, and its receiver made by the application
+    data ──> the receiver
+    reset, or the connection is lost ──> the receiver is told
 
-It knows no gRPC: an ``Application`` makes of a request's headers what is to be done with it. All
-runs in one event loop's thread.
+It knows no gRPC: an ``Application`` makes of a request's headers what is to be done with it.
 """
 
 from __future__ import annotations
@@ -19,16 +16,17 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from serendip.serving.http2 import frames as f
+from serendip.serving.http2 import streams
 from serendip.serving.http2.bounds import Bounds, Patience
+from serendip.serving.http2.endpoint import Endpoint
 from serendip.serving.http2.frames import ConnectionFault, Reason, StreamFault
-from serendip.serving.http2.headers import MAX_BLOCK, MAX_LIST, Blocks, HeaderReader
+from serendip.serving.http2.headers import MAX_BLOCK, Blocks, HeaderReader
 
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-_STREAM_WINDOW = 1 << 20
-_WINDOW = 16 << 20
 _GOING_S = 1.0  # for a client to have read that it should go away
+_GOING = b"go away?"
 
 
 class Receiver(Protocol):
@@ -48,35 +46,15 @@ class Application(Protocol[T_contra]):
         """A request begins. None: it has been answered already, and its body is not wanted."""
 
 
-class Stream:
-    """One call's way back to its caller.
+class Stream(streams.Stream):
+    """One call's way back to its caller."""
 
-    Attributes:
-        id: its number.
-        closed: whether nothing can be sent any more.
-    """
+    __slots__ = ("connection", "receiver")
 
-    __slots__ = (
-        "_all_received", "_connection", "_on_drained", "_pending", "_trailers", "_unread",
-        "_window", "closed", "id", "receiver",
-    )  # fmt: skip
-
-    def __init__(self, connection: Connection[Any], stream_id: int, window: int) -> None:
-        self._connection = connection
-        self.id = stream_id
-        self._window = window
-        self._pending: bytearray | None = None  # what the windows do not allow yet
-        self._trailers: bytes | None = None
-        self._all_received = False
-        self._unread = 0
-        self._on_drained: Callable[[], None] | None = None
-        self.closed = False
+    def __init__(self, connection: Connection[Any], stream_id: int) -> None:
+        super().__init__(connection, stream_id)
+        self.connection = connection
         self.receiver: Receiver | None = None
-
-    @property
-    def connection(self) -> Connection[Any]:
-        """The connection that it is of."""
-        return self._connection
 
     def answer(self, headers: bytes, body: bytes, trailers: bytes) -> None:
         """Sends a whole response, and closes the stream.
@@ -87,64 +65,35 @@ class Stream:
         """
         if self.closed:
             return
-        connection, n = self._connection, len(body)
-        if self._window >= n and connection.may_send(n):
-            self._window -= n
-            connection.send_answer(self, headers, body, trailers)
-            return
-        self.send(headers, body)
-        self.end(trailers)
-
-    def send(self, headers: bytes, body: bytes) -> None:
-        """Sends a part of a response.
-
-        Args:
-            headers: a header block before the first part; empty: none.
-        """
-        if self.closed:
-            return
-        if headers:
-            self._connection.write(f.frame(f.HEADERS, f.END_HEADERS, self.id, headers))
-        if body:
-            if self._pending is None:
-                self._pending = bytearray()
-            self._pending += body
-            self._connection.pump(self)
+        end = f.frame(f.HEADERS, _LAST_HEADERS, self.id, trailers)
+        if self.send_whole(headers, body, end):
+            self.connection.sent_all(self)
+        else:
+            self.send(headers, body)
+            self.send_end(end)
 
     def end(self, trailers: bytes) -> None:
         """Ends the response by its trailers, once its parts are sent; also its only block."""
-        if self.closed:
-            return
-        self._trailers = trailers
-        if not self._pending:
-            self._connection.finish(self)
+        self.send_end(f.frame(f.HEADERS, _LAST_HEADERS, self.id, trailers))
 
-    def reset(self, reason: Reason) -> None:
-        """Ends the stream without an answer, or what is left of it; its receiver is told."""
+    def cancel(self) -> None:
+        """Ends a call that the server gives up; its receiver is told."""
         if not self.closed:
-            self._connection.write(f.rst_stream(self.id, reason))
-            self._connection.drop(self)
-
-    def reset_by_server(self) -> None:
-        """Ends a call that the server gives up, as the caller would."""
-        self.reset(Reason.CANCEL)
-
-    async def drained(self) -> None:
-        """Returns when all parts are sent, or the stream is closed."""
-        while self._pending and not self.closed:
-            drained = asyncio.Event()
-            self._on_drained = drained.set
-            await drained.wait()
-        self._on_drained = None
+            self.connection.reset(self, Reason.CANCEL)
 
 
-class Connection(asyncio.Protocol, Generic[T]):
+class Connection(Endpoint[Stream], Generic[T]):
     """See the module.
 
     Args:
         blocks: header blocks that connections have in common.
         on_made, on_lost: told with this connection; ``on_made`` returns whether it is taken.
+
+    Attributes:
+        held_bytes: of requests that have not come whole; kept by the application.
     """
+
+    preface_bytes = len(f.PREFACE)
 
     def __init__(
         self,
@@ -154,200 +103,48 @@ class Connection(asyncio.Protocol, Generic[T]):
         on_made: Callable[[Connection[T]], bool],
         on_lost: Callable[[Connection[T]], None],
     ) -> None:
+        super().__init__(
+            HeaderReader(blocks), bounds.keepalive_s, bounds.keepalive_s, bounds.max_unsent_bytes
+        )
         self._application = application
         self._blocks = blocks
         self._bounds = bounds
         self._on_made = on_made
         self._on_lost = on_lost
-        self._reader = HeaderReader(blocks)
-        self._loop = asyncio.get_running_loop()
-        self._transport: Any = None
-        self._streams: dict[int, Stream] = {}
         self._highest = 0  # number of the last stream that the peer began
         self._refused_above = f.LARGEST_WINDOW  # streams beyond it are not looked at
-        self._begun = False
-        self._rest = b""
-        self._block: list[bytes] | None = None  # of a header block whose end has not come
-        self._block_flags = self._block_stream = self._block_bytes = 0
-        self._unread = 0  # bytes of data since the peer was given credit
-        self._window = f.DEFAULT_WINDOW  # bytes that may be sent
-        self._peer_window = f.DEFAULT_WINDOW  # of a new stream
-        self._peer_frame = f.DEFAULT_FRAME
-        self._blocked: dict[int, Stream] = {}
-        self._out: list[bytes] = []
-        self._corked = self._flushing = self._full = False
         self._going: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._heard = self._loop.time()
-        self._asked: float | None = None
-        self._patience = Patience(self._heard)
+        self._patience = Patience(self.heard)
         self._answered = self._answered_at_ping = 0
         self._last_ping, self._early_pings = -1e9, 0
-        self.held_bytes = 0  # of requests that have not come whole; kept by the application
+        self.held_bytes = 0
 
     # --- the transport's calls -------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if tls is not None and tls.selected_alpn_protocol() != "h2":
+        if (tls is not None and tls.selected_alpn_protocol() != "h2") or not self._on_made(self):
             transport.abort()
             return
-        if not self._on_made(self):
-            transport.abort()
-            return
-        bounds = self._bounds
-        transport.set_write_buffer_limits(high=bounds.max_unsent_bytes)
-        hello = {
-            f.HEADER_TABLE_SIZE: 0,
-            f.MAX_CONCURRENT_STREAMS: bounds.max_streams,
-            f.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
-            f.MAX_HEADER_LIST_SIZE: MAX_LIST,
-        }
-        transport.write(f.settings(hello) + f.window_update(0, _WINDOW - f.DEFAULT_WINDOW))
-        self._timer = self._loop.call_later(bounds.keepalive_s, self._look)
+        self.begin(transport, b"", {f.MAX_CONCURRENT_STREAMS: self._bounds.max_streams})
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._going):
-            if timer is not None:
-                timer.cancel()
-        for stream in list(self._streams.values()):
-            self.drop(stream)
+        super().connection_lost(exc)
+        if self._going is not None:
+            self._going.cancel()
+        self._drop_all()
         self._on_lost(self)
-
-    def pause_writing(self) -> None:
-        # Who does not read is not read from: what it may have the server hold is bounded.
-        self._full = True
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._full = False
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-        self._pump_all()
-
-    def data_received(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        self._heard = self._loop.time()
-        if self._rest:
-            data = self._rest + data
-        self._corked = True
-        at, end = 0, len(data)
-        try:
-            if not self._begun:
-                at = self._begin(data)
-                if not self._begun:
-                    self._rest = data
-                    return
-            unpack = f.HEAD.unpack_from
-            while end - at >= 9:
-                high, low, kind, flags, stream_id = unpack(data, at)
-                length = high << 8 | low
-                if length > f.DEFAULT_FRAME:
-                    raise ConnectionFault(Reason.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-                start = at + 9
-                if end - start < length:
-                    break
-                at = start + length
-                self._frame(kind, flags, stream_id & f.STREAM_MASK, data[start:at])
-            self._rest = data[at:]
-        except ConnectionFault as fault:
-            self._fail(fault)
-        finally:
-            self._corked = False
-            self.flush()
 
     # --- frames in ---------------------------------------------------------------------------
 
-    def _begin(self, data: bytes) -> int:
+    def on_preface(self, data: bytes) -> int | None:
         preface = f.PREFACE
-        if len(data) < len(preface):
-            if not preface.startswith(data):
-                raise ConnectionFault(Reason.PROTOCOL_ERROR, "this is a server of HTTP/2")
-            return 0
-        if not data.startswith(preface):
+        if not data.startswith(preface[: len(data)]):
             raise ConnectionFault(Reason.PROTOCOL_ERROR, "this is a server of HTTP/2")
-        self._begun = True
-        return len(preface)
+        return len(preface) if len(data) >= len(preface) else None
 
-    def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if self._block is not None and (kind != f.CONTINUATION or stream_id != self._block_stream):
-            raise ConnectionFault(Reason.PROTOCOL_ERROR, "a header block was left open")
-        if kind == f.DATA:
-            self._data(flags, stream_id, payload)
-        elif kind == f.HEADERS:
-            payload = f.without_padding(payload, flags)
-            if flags & f.WITH_PRIORITY:
-                payload = payload[5:]
-            if flags & f.END_HEADERS:
-                self._headers(flags, stream_id, payload)
-            else:
-                self._block, self._block_bytes = [payload], len(payload)
-                self._block_flags, self._block_stream = flags, stream_id
-        elif kind == f.CONTINUATION:
-            self._continuation(flags, payload)
-        elif kind == f.WINDOW_UPDATE:
-            self._window_update(stream_id, payload)
-        elif kind == f.RST_STREAM:
-            self._reset(stream_id, payload)
-        elif kind == f.PING:
-            self._ping(flags, stream_id, payload)
-        elif kind == f.SETTINGS:
-            self._settings(flags, stream_id, payload)
-        elif kind == f.GOAWAY:
-            # The client begins no more streams; those that are open go on.
-            self._refused_above = min(self._refused_above, self._highest)
-            self._close_if_going()
-        elif kind == f.PUSH_PROMISE:
-            raise ConnectionFault(Reason.PROTOCOL_ERROR, "a client pushes nothing")
-        else:  # PRIORITY, and what is not known
-            self._bear()
-
-    def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        n = len(payload)
-        # Credit is given as data is read, of which padding is a part: windows bound what is on
-        # its way, and what is kept the application bounds.
-        self._unread += n
-        if self._unread > _WINDOW // 2:
-            self.write(f.window_update(0, self._unread))
-            self._unread = 0
-        if flags & f.PADDED:
-            payload = f.without_padding(payload, flags)
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            self._must_have_begun(stream_id)
-            return  # it has ended here, which its peer did not know yet
-        if stream._all_received or stream.receiver is None:
-            if stream._all_received:
-                stream.reset(Reason.STREAM_CLOSED)
-            return
-        if flags & f.END_STREAM:
-            stream._all_received = True
-        else:
-            if not payload:
-                self._bear()
-            stream._unread += n
-            if stream._unread > _STREAM_WINDOW // 2:
-                self.write(f.window_update(stream_id, stream._unread))
-                stream._unread = 0
-        stream.receiver.data(payload, stream._all_received)
-
-    def _continuation(self, flags: int, payload: bytes) -> None:
-        if self._block is None:
-            raise ConnectionFault(Reason.PROTOCOL_ERROR, "there is no block to continue")
-        self._bear()
-        self._block.append(payload)
-        self._block_bytes += len(payload)
-        if self._block_bytes > MAX_BLOCK:
-            raise ConnectionFault(
-                Reason.ENHANCE_YOUR_CALM, f"a header block has more than {MAX_BLOCK} bytes"
-            )
-        if flags & f.END_HEADERS:
-            block, self._block = b"".join(self._block), None
-            self._headers(self._block_flags, self._block_stream, block)
-
-    def _headers(self, flags: int, stream_id: int, block: bytes) -> None:
+    def on_headers(self, flags: int, stream_id: int, block: bytes) -> None:
         reader = self._reader
         ended = bool(flags & f.END_STREAM)
         head = self._blocks.known.get(block) if reader.stateless else None
@@ -361,104 +158,59 @@ class Connection(asyncio.Protocol, Generic[T]):
             except StreamFault as e:
                 fault = e
         if stream_id <= self._highest:
-            self._trailers(stream_id, ended)
+            self._second_block(stream_id, ended)
             return
         if not stream_id & 1:
             raise ConnectionFault(Reason.PROTOCOL_ERROR, "a client's streams have odd numbers")
         if self._highest >= self._refused_above:
             return  # it was told to go away: it takes this call elsewhere
         self._highest = stream_id
-        if fault is not None:
-            self._bear()
-            self.write(f.rst_stream(stream_id, fault.reason))
-            return
-        if len(self._streams) >= self._bounds.max_streams:
-            self._bear()
-            self.write(f.rst_stream(stream_id, Reason.REFUSED_STREAM))
+        if fault is not None or len(self.streams) >= self._bounds.max_streams:
+            self.on_noise()
+            reason = Reason.REFUSED_STREAM if fault is None else fault.reason
+            self.write(f.rst_stream(stream_id, reason))
             return
         assert head is not None
-        stream = Stream(self, stream_id, self._peer_window)
-        stream._all_received = ended
-        self._streams[stream_id] = stream
+        stream = Stream(self, stream_id)
+        stream.all_received = ended
+        self.streams[stream_id] = stream
         receiver = stream.receiver = self._application.open(stream, head)
         if ended and receiver is not None and not stream.closed:
             receiver.data(b"", True)
 
-    def _trailers(self, stream_id: int, ended: bool) -> None:
-        """A second header block of a stream: gRPC has none of clients, HTTP/2 has."""
-        stream = self._streams.get(stream_id)
+    def _second_block(self, stream_id: int, ended: bool) -> None:
+        """Trailers of a client: gRPC has none, HTTP/2 has."""
+        stream = self.streams.get(stream_id)
         if stream is None:
             return
-        if not ended or stream._all_received:
-            stream.reset(Reason.PROTOCOL_ERROR)
+        if not ended or stream.all_received:
+            self.reset(stream, Reason.PROTOCOL_ERROR)
             return
-        stream._all_received = True
+        stream.all_received = True
+        self.on_data(stream, b"")
+
+    def on_data(self, stream: Stream, payload: bytes) -> None:
         if stream.receiver is not None:
-            stream.receiver.data(b"", True)
+            stream.receiver.data(payload, stream.all_received)
 
-    def _reset(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a RST_STREAM has 4 bytes")
-        self._must_have_begun(stream_id)
-        self._bear()
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            self.drop(stream)
-
-    def _must_have_begun(self, stream_id: int) -> None:
-        # Of a client that was told to go away, streams are not looked at any more.
-        if not stream_id & 1 or (stream_id > self._highest and self._refused_above > self._highest):
+    def on_unknown_stream(self, stream_id: int) -> None:
+        # It has ended here, which its peer did not know yet; of a client that was told to go away,
+        # later ones are not looked at either.
+        begun = stream_id <= self._highest or self._refused_above <= self._highest
+        if not begun or not stream_id & 1:
             raise ConnectionFault(Reason.PROTOCOL_ERROR, "a stream that never began")
 
-    def _window_update(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a WINDOW_UPDATE has 4 bytes")
-        more = f.NUMBER.unpack(payload)[0] & f.STREAM_MASK
-        if not stream_id:
-            self._window += more
-            if not more or self._window > f.LARGEST_WINDOW:
-                raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window grows by 1 to 2^31 - 1")
-            if self._blocked:
-                self._pump_all()
-            return
-        stream = self._streams.get(stream_id)
-        if stream is None:
-            return
-        stream._window += more
-        if not more or stream._window > f.LARGEST_WINDOW:
-            stream.reset(Reason.FLOW_CONTROL_ERROR)
-        elif stream._pending:
-            self.pump(stream)
+    def on_reset(self, stream: Stream, reason: int) -> None:
+        self._drop(stream)
+        self._close_if_going()
 
-    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) % 6 or (flags & f.ACK and payload):
-            raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "SETTINGS are pairs of 6 bytes")
-        if flags & f.ACK:
-            return
-        self._bear()
-        for key, value in f.SETTING.iter_unpack(payload):
-            if key == f.INITIAL_WINDOW_SIZE:
-                if value > f.LARGEST_WINDOW:
-                    raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window of 2^31 or more")
-                more, self._peer_window = value - self._peer_window, value
-                for stream in self._streams.values():
-                    stream._window += more
-            elif key == f.MAX_FRAME_SIZE:
-                if not f.DEFAULT_FRAME <= value <= f.LARGEST_FRAME:
-                    raise ConnectionFault(Reason.PROTOCOL_ERROR, "frames of 2^14 to 2^24 - 1")
-                self._peer_frame = value
-        self.write(f.frame(f.SETTINGS, f.ACK, 0))
-        self._pump_all()
+    def on_goaway(self, last_stream: int, reason: int, said: bytes) -> None:
+        # The client begins no more streams; those that are open go on.
+        self._refused_above = min(self._refused_above, self._highest)
+        self._close_if_going()
 
-    def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) != 8:
-            raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a PING has 8 bytes")
-        if flags & f.ACK:
-            if payload == _GOING:
-                self._go()
-            return
-        self._bear()
-        now = self._heard
+    def on_ping(self, payload: bytes) -> None:
+        now = self.heard
         if self._answered != self._answered_at_ping:
             self._early_pings = 0  # who is sent answers may ask how fast they come
         elif now - self._last_ping < self._bounds.min_ping_s:
@@ -466,117 +218,42 @@ class Connection(asyncio.Protocol, Generic[T]):
             if self._early_pings > 2:
                 raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too_many_pings")
         self._answered_at_ping, self._last_ping = self._answered, now
-        self.write(f.frame(f.PING, f.ACK, 0, payload))
 
-    def _bear(self) -> None:
-        if not self._patience.spend(self._heard):
+    def on_pong(self, payload: bytes) -> None:
+        if payload == _GOING:
+            self._go()
+
+    def on_noise(self) -> None:
+        if not self._patience.spend(self.heard):
             raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too many frames that are no call")
 
-    def _fail(self, fault: ConnectionFault) -> None:
-        self._out.append(f.goaway(self._highest, fault.reason, str(fault)))
-        self._rest = b""
-        for stream in list(self._streams.values()):
-            self.drop(stream)
-        self.flush()
-        self._transport.close()
+    def on_fault(self, fault: ConnectionFault) -> None:
+        self.write(f.goaway(self._highest, fault.reason, str(fault)))
+        self._drop_all()
+        self.close()
 
-    # --- frames out --------------------------------------------------------------------------
+    # --- the ends of streams, and of the connection --------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        """Sends frames: with all else that is sent before the event loop goes on."""
-        self._out.append(data)
-        if not self._corked and not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Hands the transport what has been written."""
-        self._flushing = False
-        out = self._out
-        if out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
-
-    def may_send(self, n: int) -> bool:
-        """Whether n bytes of data fit the connection's window."""
-        return self._window >= n and not self._full
-
-    def send_answer(self, stream: Stream, headers: bytes, body: bytes, trailers: bytes) -> None:
-        """Sends all of an answer whose body fits the windows."""
-        n, stream_id = len(body), stream.id
-        self._window -= n
-        pack = f.HEAD.pack
-        out = [pack(0, len(headers), f.HEADERS, f.END_HEADERS, stream_id), headers]
-        if n <= self._peer_frame:
-            out += (pack(n >> 8, n & 0xFF, f.DATA, 0, stream_id), body)
-        else:
-            for at in range(0, n, self._peer_frame):
-                out.append(f.frame(f.DATA, 0, stream_id, body[at : at + self._peer_frame]))
-        m = len(trailers)
-        out += (pack(m >> 8, m & 0xFF, f.HEADERS, _LAST_HEADERS, stream_id), trailers)
-        self.write(b"".join(out))
-        self.forget(stream)
-
-    def pump(self, stream: Stream) -> None:
-        """Sends what the windows allow of a stream's parts, and its end if they were all."""
-        pending = stream._pending
-        while pending and not self._full:
-            n = min(len(pending), self._window, stream._window, self._peer_frame)
-            if n <= 0:
-                break
-            self._window -= n
-            stream._window -= n
-            self.write(f.frame(f.DATA, 0, stream.id, bytes(pending[:n])))
-            del pending[:n]
-        if pending:
-            self._blocked[stream.id] = stream
-            return
-        self._blocked.pop(stream.id, None)
-        if stream._on_drained is not None:
-            stream._on_drained()
-        if stream._trailers is not None:
-            self.finish(stream)
-
-    def _pump_all(self) -> None:
-        # Who waited longest is first; who is still blocked afterwards goes to the end.
-        for stream in list(self._blocked.values()):
-            if self._full or self._window <= 0:
-                break
-            self._blocked.pop(stream.id, None)
-            self.pump(stream)
-
-    def finish(self, stream: Stream) -> None:
-        """Sends a stream's trailers, and forgets it."""
-        assert stream._trailers is not None
-        self.write(f.frame(f.HEADERS, _LAST_HEADERS, stream.id, stream._trailers))
-        self.forget(stream)
-
-    def forget(self, stream: Stream) -> None:
-        """Closes a stream that has been answered."""
-        if not stream._all_received:
+    def sent_all(self, stream: Stream) -> None:
+        if not stream.all_received:
             # The answer came before the request's end: the rest need not be sent.
             self.write(f.rst_stream(stream.id, Reason.NO_ERROR))
         self._answered += 1
         self._patience.earn()
-        stream.closed = True
-        self._streams.pop(stream.id, None)
-        self._blocked.pop(stream.id, None)
-        if stream._on_drained is not None:
-            stream._on_drained()
+        stream.close()
+        self.streams.pop(stream.id, None)
         self._close_if_going()
 
-    def drop(self, stream: Stream) -> None:
+    def _drop(self, stream: Stream) -> None:
         """Closes a stream that will not be answered."""
-        stream.closed = True
-        self._streams.pop(stream.id, None)
-        self._blocked.pop(stream.id, None)
-        if stream._on_drained is not None:
-            stream._on_drained()
+        stream.close()
+        self.streams.pop(stream.id, None)
         if stream.receiver is not None:
             stream.receiver.gone()
-        self._close_if_going()
 
-    # --- life --------------------------------------------------------------------------------
+    def _drop_all(self) -> None:
+        for stream in list(self.streams.values()):
+            self._drop(stream)
 
     def age(self, seconds: float) -> None:
         """Has the connection go away once it is about so old."""
@@ -600,27 +277,17 @@ class Connection(asyncio.Protocol, Generic[T]):
             self._close_if_going()
 
     def _close_if_going(self) -> None:
-        if not self._streams and self._refused_above < f.LARGEST_WINDOW:
-            self._loop.call_soon(self._close)
+        if not self.streams and self._refused_above < f.LARGEST_WINDOW:
+            self._loop.call_soon(self._close_if_idle)
 
-    def _close(self) -> None:
-        if not self._streams:
-            self.flush()
-            self._transport.close()
-
-    def close(self) -> None:
-        """Closes at once; calls that are open are dropped."""
-        self.flush()
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Closes at once, and throws away what was not sent."""
-        self._transport.abort()
+    def _close_if_idle(self) -> None:
+        if self.idle:
+            self.close()
 
     @property
     def idle(self) -> bool:
         """Whether no call is open."""
-        return not self._streams
+        return not self.streams
 
     def peer(self) -> str:
         """The address that the client calls from; empty where it has none."""
@@ -631,20 +298,5 @@ class Connection(asyncio.Protocol, Generic[T]):
         """The client's certificate as ssl tells it; empty: it showed none."""
         return self._transport.get_extra_info("peercert") or {}
 
-    def _look(self) -> None:
-        """Every so often: asks a silent peer whether it is there, and leaves one that is not."""
-        now, keepalive_s = self._loop.time(), self._bounds.keepalive_s
-        silent_s = now - self._heard
-        if self._asked is not None and self._heard <= self._asked:
-            self._transport.abort()
-            return
-        self._asked = None
-        if silent_s >= keepalive_s:
-            self._asked = now
-            self.write(f.frame(f.PING, 0, 0, _THERE))
-            silent_s = 0.0
-        self._timer = self._loop.call_later(max(0.001, keepalive_s - silent_s), self._look)
-
 
 _LAST_HEADERS = f.END_HEADERS | f.END_STREAM
-_GOING, _THERE = b"go away?", b"there  ?"

@@ -11,6 +11,9 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
+
+from google.rpc import code_pb2
 
 from serendip.core import InvalidRequest, SerendipError
 from serendip.serving.handlers import Metadata
@@ -113,15 +116,96 @@ def failed_trailers(code: int, said: str, more: Sequence[tuple[str, str | bytes]
     block = literal(b"grpc-status", str(code).encode())
     if said:
         block += literal(b"grpc-message", _percent_encoded(said))
-    for name, value in more:
-        raw = base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode()
-        block += literal(name.encode(), raw)
-    return block
+    return block + encoded_pairs(more)
+
+
+def encoded_pairs(pairs: Sequence[tuple[str, str | bytes]]) -> bytes:
+    """Metadata as a part of a header block."""
+    return b"".join(
+        [
+            literal(
+                name.encode(),
+                base64.b64encode(value).rstrip(b"=")
+                if isinstance(value, bytes)
+                else value.encode(),
+            )
+            for name, value in pairs
+        ]
+    )
+
+
+def timeout_text(seconds: float) -> str:
+    """A ``grpc-timeout``: eight digits at the most."""
+    micros = max(1, int(seconds * 1e6))
+    return f"{micros}u" if micros < 10**8 else f"{min(micros // 1000, 10**8 - 1)}m"
 
 
 def failed(code: int, said: str, more: Sequence[tuple[str, str | bytes]]) -> bytes:
     """The only header block of a call that failed."""
     return RESPONSE + _ACCEPTED + failed_trailers(code, said, more)
+
+
+# What a status of HTTP stands for where there is none of gRPC's (doc/http-grpc-status-mapping.md).
+_OF_HTTP = {
+    400: code_pb2.INTERNAL, 401: code_pb2.UNAUTHENTICATED, 403: code_pb2.PERMISSION_DENIED,
+    404: code_pb2.UNIMPLEMENTED, 429: code_pb2.UNAVAILABLE, 502: code_pb2.UNAVAILABLE,
+    503: code_pb2.UNAVAILABLE, 504: code_pb2.UNAVAILABLE,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the headers or the trailers of a response say.
+
+    Attributes:
+        http_status: None in trailers.
+        code: of gRPC; None: it is not said here.
+        encoding: by which messages may be packed.
+        pairs: the server's own, in order; of names that end in -bin the bytes.
+    """
+
+    http_status: int | None = None
+    code: int | None = None
+    details: str = ""
+    encoding: str = "identity"
+    pairs: Metadata = ()
+
+    def status(self) -> tuple[int, str]:
+        """The code and the details that a call ends with, if these are its last headers."""
+        if self.code is not None:
+            return self.code, self.details
+        if self.http_status not in (None, 200):
+            code = _OF_HTTP.get(self.http_status or 0, code_pb2.UNKNOWN)
+            return code, f"the server answered with {self.http_status} of HTTP"
+        return code_pb2.INTERNAL, "the server's answer has no status"
+
+
+def read_outcome(fields: Sequence[Pair]) -> Outcome:
+    """What a response's header block says. Raises StreamFault: it is none."""
+    http_status = code = None
+    details, encoding = "", "identity"
+    pairs: list[tuple[str, str | bytes]] = []
+    for raw_name, raw_value in fields:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if name == ":status":
+            http_status = _number(value)
+        elif name == "grpc-status":
+            code = _number(value)
+        elif name == "grpc-message":
+            details = unquote(value, errors="replace")
+        elif name == "grpc-encoding":
+            encoding = value
+        elif name.endswith("-bin"):
+            pairs += [(name, _from_base64(part)) for part in value.split(",")]
+        elif name not in _NOT_METADATA and name[:1] != ":":
+            pairs.append((name, value))
+    return Outcome(http_status, code, details, encoding, tuple(pairs))
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 3:
+        raise _malformed("a status that is no number")
+    return int(text)
 
 
 class TooLarge(SerendipError):
