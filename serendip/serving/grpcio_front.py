@@ -22,7 +22,14 @@ from serendip.serving.admission import Admission
 from serendip.serving.door import Door
 from serendip.serving.errors import status_of, trailers_of
 from serendip.serving.guard import Guard
-from serendip.serving.handlers import REQUEST_ID_KEY, Call, Method, Service, StreamMethod
+from serendip.serving.handlers import (
+    REQUEST_ID_KEY,
+    Call,
+    Method,
+    Service,
+    StreamMethod,
+    decoded,
+)
 from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 from serendip.serving.tls import Pem, server_credentials
@@ -163,7 +170,7 @@ class _Way:
         try:
             if self._admission is not None:
                 found = self._admission.enter(call.deadline)
-            response = method.encode(await method.handle(method.decoded(raw), call))
+            response = method.encode(await method.handle(decoded(method, raw), call))
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code = "OK"
             return response

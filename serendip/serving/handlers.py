@@ -67,8 +67,13 @@ class Call:
         """What a call that this one makes takes along: the request ID, and the trace."""
         trace = self.trace
         if trace is None:  # who takes no part in a trace hands it on as it came
-            trace = tuple([pair for pair in self.metadata if pair[0] in _TRACE_KEYS])
+            trace = tuple([pair for pair in self.metadata if _is_trace(*pair)])
         return ((REQUEST_ID_KEY, self.request_id), *trace)
+
+
+def _is_trace(key: str, value: str | bytes) -> bool:
+    # What is no text of a header would have the call that carries it on refused.
+    return key in _TRACE_KEYS and isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 Handle = Callable[[Any, Call], Awaitable[Any]]
@@ -89,16 +94,6 @@ class Method:
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
 
-    def decoded(self, raw: bytes) -> Any:
-        """A request. Raises InvalidRequest: the bytes are none."""
-        try:
-            return self.decode(raw)
-        except DecodeError as error:
-            raise InvalidRequest(
-                f"the request is no {self.name} message",
-                remedy="Send it as the protos have it; text must be UTF-8.",
-            ) from error
-
 
 @dataclass(frozen=True)
 class StreamMethod:
@@ -115,6 +110,17 @@ class StreamMethod:
     grpc_type: str
 
 
+def decoded(method: Method | StreamMethod, raw: bytes) -> Any:
+    """A request of a method. Raises InvalidRequest: the bytes are none."""
+    try:
+        return method.decode(raw)
+    except DecodeError as error:
+        raise InvalidRequest(
+            f"the request is no {method.name} message",
+            remedy="Send it as the protos have it; text must be UTF-8.",
+        ) from error
+
+
 @dataclass(frozen=True)
 class Service:
     """A service by its full name, with the methods that are served.
@@ -122,12 +128,14 @@ class Service:
     Attributes:
         guarded: whether its calls need a token, where others do.
         admitted: whether its calls are bounded in number, and written down.
+        max_request_bytes: of its own, where they are fewer than the server's; None: the server's.
     """
 
     name: str
     methods: tuple[Method | StreamMethod, ...]
     guarded: bool = True
     admitted: bool = True
+    max_request_bytes: int | None = None
 
 
 def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:

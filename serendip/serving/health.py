@@ -12,6 +12,7 @@ from serendip.core import NotFound
 from serendip.serving.handlers import Call, Method, Service, StreamMethod, encoded
 
 HEALTH_NAME = "grpc.health.v1.Health"
+_MAX_BYTES = 4096  # of a request, which is a name; anybody may send one
 
 _Response: Any = health_pb2.HealthCheckResponse
 _decode = health_pb2.HealthCheckRequest.FromString
@@ -42,7 +43,9 @@ class Health:
         """What a front serves: whoever balances or restarts servers need not be known to them."""
         check = Method("Check", self._check, _decode, encoded)
         watch = StreamMethod("Watch", self._watch, _decode, encoded, "server_stream")
-        return Service(HEALTH_NAME, (check, watch), guarded=False, admitted=False)
+        return Service(
+            HEALTH_NAME, (check, watch), guarded=False, admitted=False, max_request_bytes=_MAX_BYTES
+        )
 
     async def _check(self, request: Any, call: Call) -> Any:
         status = self._statuses.get(request.service)

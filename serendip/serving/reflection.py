@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from serendip.serving.handlers import Service, StreamMethod, encoded
 
 REFLECTION_NAME: str = reflection.SERVICE_NAME
+_MAX_BYTES = 4096  # of a request, which is a name
 
 
 class MethodAwarePool:
@@ -51,4 +52,4 @@ def reflection_service(service_names: Sequence[str]) -> Service:
         encoded,
         "bidi_stream",
     )
-    return Service(REFLECTION_NAME, (method,), admitted=False)
+    return Service(REFLECTION_NAME, (method,), admitted=False, max_request_bytes=_MAX_BYTES)

@@ -6,8 +6,11 @@ not at a caller's handshake.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import ssl
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,55 +99,81 @@ class Pem:
     ca: bytes | None
 
 
+class _Latest(ssl.SSLContext):
+    """Each new connection's context is the latest one, of which it knows nothing by itself.
+
+    A context keeps what it has agreed on with callers, so that they come back sooner. One that had
+    its certificate changed by ``sni_callback`` would take back who showed it a certificate that is
+    not taken any more.
+    """
+
+    watched: WatchedFiles[Pem]
+    pem: Pem | None = None
+    made: ssl.SSLContext
+
+    def latest(self) -> ssl.SSLContext:
+        """The context of the files as they are."""
+        pem = self.watched.value
+        if pem is not self.pem:
+            self.made, self.pem = _server_context(pem), pem
+        return self.made
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:  # what asyncio asks for
+        return self.latest().wrap_bio(*args, **options)
+
+
 def server_context(watched: WatchedFiles[Pem]) -> ssl.SSLContext:
-    """A context that shows each new connection the latest certificate, and asks for HTTP/2."""
-    made: dict[str, Any] = {}
-
-    def latest() -> ssl.SSLContext:
-        pem = watched.value
-        if made.get("pem") is not pem:
-            made.update(pem=pem, context=_server_context(pem))
-        context: ssl.SSLContext = made["context"]
-        return context
-
-    def show(connection: ssl.SSLObject, name: str | None, of: ssl.SSLContext) -> None:
-        # OpenSSL asks at every handshake, whether or not a name was sent.
-        connection.context = latest()
-
-    first = _server_context(watched.value)
-    first.sni_callback = show
-    return first
+    """A context for asyncio that gives each new connection one of the latest files, for HTTP/2."""
+    context = _Latest(ssl.PROTOCOL_TLS_SERVER)
+    context.watched = watched
+    context.latest()
+    return context
 
 
 def _server_context(pem: Pem) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    _load_chain(context, pem)
+    _prepare(context, pem)
     if pem.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=pem.ca.decode("ascii"))
     return context
 
 
-def _load_chain(context: ssl.SSLContext, pem: Pem) -> None:
-    if pem.cert is None or pem.key is None:
-        return
-    # ssl takes a chain from a file alone: one that only this user can read, and for a moment.
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(pem.cert + b"\n" + pem.key)
-        file.flush()
-        context.load_cert_chain(file.name, password=_no_password)
-
-
 def client_context(pem: Pem) -> ssl.SSLContext:
     """A context for calls to a server whose certificate leads to the roots, by HTTP/2."""
     assert pem.ca is not None
     context = ssl.create_default_context(cadata=pem.ca.decode("ascii"))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["h2"])
-    _load_chain(context, pem)
+    _prepare(context, pem)
     return context
+
+
+def _prepare(context: ssl.SSLContext, pem: Pem) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # As for gRPC's own: an authority between a certificate and its root is one to trust.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    if pem.cert is None or pem.key is None:
+        return
+    with _in_a_file(pem.cert + b"\n" + pem.key) as path:
+        context.load_cert_chain(path, password=_no_password)
+
+
+@contextlib.contextmanager
+def _in_a_file(data: bytes) -> Iterator[str]:
+    """ssl takes a chain from a file alone: in memory where there are such files (Linux)."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            yield file.name
+        return
+    number = os.memfd_create("chain")
+    try:
+        with open(number, "wb", closefd=False) as file:
+            file.write(data)
+        yield f"/proc/self/fd/{number}"
+    finally:
+        os.close(number)
 
 
 def server_credentials(watched: WatchedFiles[Pem]) -> Any:

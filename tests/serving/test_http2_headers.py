@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serendip.serving.http2.frames import ConnectionFault, Reason
+from serendip.serving.http2.frames import ConnectionFault, Reason, StreamFault
 from serendip.serving.http2.headers import (
     MAX_LIST,
     Blocks,
@@ -80,7 +80,7 @@ def test_a_block_that_is_wrong_is_a_fault(block: bytes) -> None:
 
 def test_fields_are_bounded_however_few_bytes_say_them() -> None:
     # One byte says :path /index.html, 48 bytes as the protocol counts.
-    with pytest.raises(ConnectionFault) as caught:
+    with pytest.raises(StreamFault) as caught:
         read_stateless(b"\x85" * (MAX_LIST // 48 + 1))
     assert caught.value.reason is Reason.ENHANCE_YOUR_CALM
 

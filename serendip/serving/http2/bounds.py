@@ -23,12 +23,15 @@ class Bounds:
         min_ping_s: seconds between two pings of a client to which nothing was sent meanwhile; the
             third that comes sooner ends the connection.
         max_unsent_bytes: beyond this, nothing more is read from a client until it has read.
+        max_unsent_data: bytes of answers that may wait for a client's windows; an answer beyond it
+            is a reset.
     """
 
     max_streams: int = 200
     keepalive_s: float = 60.0
     min_ping_s: float = 10.0
     max_unsent_bytes: int = 256 << 10
+    max_unsent_data: int = 64 << 20
 
 
 class Patience:

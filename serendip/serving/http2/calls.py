@@ -22,7 +22,14 @@ from serendip.serving.admission import Admission
 from serendip.serving.door import Door
 from serendip.serving.errors import Trailer, status_of, trailers_of
 from serendip.serving.guard import Guard
-from serendip.serving.handlers import REQUEST_ID_KEY, Call, Method, Service, StreamMethod
+from serendip.serving.handlers import (
+    REQUEST_ID_KEY,
+    Call,
+    Method,
+    Service,
+    StreamMethod,
+    decoded,
+)
 from serendip.serving.http2.connection import Receiver, Stream
 from serendip.serving.http2.messages import (
     PREFIX,
@@ -40,6 +47,7 @@ from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 
 _HELD = 64 << 20  # bytes of a connection's requests that have not come whole
+_TO_COME_S = 60.0  # for a request without a deadline to come whole
 _UNREAD = 64  # messages of a stream that its servicer has not asked for
 
 
@@ -62,7 +70,6 @@ class Calls:
         max_request_bytes: int,
         max_response_bytes: int,
     ) -> None:
-        self.max_request_bytes = max_request_bytes
         self.max_response_bytes = max_response_bytes
         self.max_held_bytes = max(_HELD, 2 * max_request_bytes)
         self.tasks: set[asyncio.Task[None]] = set()
@@ -79,6 +86,7 @@ class Calls:
                     refusals,
                     admission if service.admitted else None,
                     guard if service.guarded else None,
+                    min(max_request_bytes, service.max_request_bytes or max_request_bytes),
                 )
 
     def open(self, stream: Stream, head: Head) -> Receiver | None:
@@ -114,7 +122,7 @@ class Calls:
 class _Way:
     """How one method's calls are taken."""
 
-    __slots__ = ("_refusals", "admission", "door", "guard", "method")
+    __slots__ = ("_refusals", "admission", "door", "guard", "max_bytes", "method")
 
     def __init__(
         self,
@@ -123,8 +131,10 @@ class _Way:
         refusals: Door,
         admission: Admission | None,
         guard: Guard | None,
+        max_bytes: int,
     ) -> None:
         self.method = method
+        self.max_bytes = max_bytes
         self.door = door
         self._refusals = refusals
         self.admission = admission
@@ -160,11 +170,13 @@ class _Exchange:
         self._begun: tuple[float, Any] | None = None
         self._over = False
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        # From the first of it on: what never comes whole, or is never read, ends too.
+        left_s = _TO_COME_S if wait_s is None else wait_s
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
 
     def gone(self) -> None:
         """See ``Receiver``."""
-        self._hold(0)
+        self._timer.cancel()
         if self._over:
             return
         # A caller whose own clock was first gives up at its deadline.
@@ -174,12 +186,15 @@ class _Exchange:
     def _add(self, payload: bytes) -> list[bytes]:
         """The messages that have come whole. Raises as ``Messages.add``, and beyond held bytes."""
         if self._messages is None:
-            self._messages = Messages(self._calls.max_request_bytes, self._head.encoding)
-        whole = self._messages.add(payload)
-        self._hold(self._messages.held_bytes)
+            self._messages = Messages(self._way.max_bytes, self._head.encoding)
+        return self._messages.add(payload)
+
+    def _hold_unread(self, n: int) -> None:
+        """Counts what has come and is not read: n bytes, and a part. Raises TooLarge."""
+        assert self._messages is not None
+        self._hold(n + self._messages.held_bytes)
         if self._stream.connection.held_bytes > self._calls.max_held_bytes:
-            raise TooLarge("the connection's unfinished requests are too many bytes together")
-        return whole
+            raise TooLarge("the connection's unread requests are too many bytes together")
 
     def _hold(self, held_bytes: int) -> None:
         self._stream.connection.held_bytes += held_bytes - self._held
@@ -190,17 +205,15 @@ class _Exchange:
 
     def _start(self, coroutine: Any) -> None:
         self._task = self._calls.run(coroutine)
-        deadline = self.call.deadline
-        if deadline is not None:
-            loop = asyncio.get_running_loop()
-            left_s = max(0.0, deadline - time.monotonic())
-            self._timer = loop.call_later(left_s, self._expire)
+        if self.call.deadline is None:
+            self._timer.cancel()
 
     def _expire(self) -> None:
-        if self._over:
-            return
-        self._give_up("DEADLINE_EXCEEDED")
-        self._close(DeadlineSpent("the deadline passed"))
+        if not self._over:
+            self._give_up("DEADLINE_EXCEEDED")
+            self._close_by(_failure(DeadlineSpent("the deadline passed"), self.call)[1])
+        if self._stream.waits:  # its answer, for windows that the caller keeps shut
+            self._stream.cancel()
 
     def _give_up(self, code: str) -> None:
         self.call.cancelled = True
@@ -218,18 +231,13 @@ class _Exchange:
         self._end(name, error)
         self._close_by(block)
 
-    def _close(self, error: SerendipError) -> None:
-        self._close_by(_failure(error, self.call)[1])
-
     def _close_by(self, block: bytes) -> None:
-        self._hold(0)
         self._stream.end(RESPONSE + block)
 
     def _end(self, code: str, error: BaseException | None = None) -> float:
         """Counts the end, once; returns the seconds that it took."""
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._hold(0)
         if self._begun is None:
             return 0.0
         door = self._way.door
@@ -258,7 +266,7 @@ class _Unary(_Exchange):
         if (
             ended
             and self._messages is None
-            and 0 <= n <= self._calls.max_request_bytes
+            and 0 <= n <= self._way.max_bytes
             and PREFIX.unpack_from(payload) == (0, n)
         ):  # nearly always: the whole request in one frame, not packed
             self._answer(payload[5:])
@@ -268,10 +276,14 @@ class _Unary(_Exchange):
                 if self._raw is not None:
                     raise InvalidRequest("the call brought more than one message")
                 self._raw = raw
+            self._hold_unread(0 if self._raw is None else len(self._raw))
             if ended:
-                if self._raw is None or self._held:
+                whole, self._raw = self._raw, None
+                if whole is None or self._held > len(whole):
                     raise InvalidRequest("the call brought no whole message")
-                self._answer(self._raw)
+                self._messages = None
+                self._hold(0)
+                self._answer(whole)
         except SerendipError as error:
             self._fail(error)
 
@@ -283,7 +295,7 @@ class _Unary(_Exchange):
                 raise DeadlineSpent("the deadline passed before the call was read")
             if self._way.admission is not None:
                 self._found = self._way.admission.enter(call.deadline)
-            self._start(self._run(method.decoded(raw)))
+            self._start(self._run(decoded(method, raw)))
         except Exception as error:
             self._fail(error)
 
@@ -305,6 +317,8 @@ class _Unary(_Exchange):
         self._end("OK")
         trailers = ok_trailers(self.call.request_id.encode())
         self._stream.answer(RESPONSE, message(response), trailers)
+        if self._stream.closed:
+            self._timer.cancel()
 
     def _end(self, code: str, error: BaseException | None = None) -> float:
         seconds = super()._end(code, error)
@@ -318,7 +332,7 @@ class _Unary(_Exchange):
 class _Streaming(_Exchange):
     """Requests and responses one after another."""
 
-    __slots__ = ("_method", "_requests", "_sent")
+    __slots__ = ("_method", "_queued", "_requests", "_sent")
 
     def __init__(
         self, calls: Calls, way: _Way, method: StreamMethod, stream: Stream, head: Head, client: str
@@ -326,6 +340,7 @@ class _Streaming(_Exchange):
         super().__init__(calls, way, stream, head, client)
         self._method = method
         self._requests: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._queued = 0
         self._sent = False
         self._begin()
         self._start(self._run())
@@ -337,6 +352,8 @@ class _Streaming(_Exchange):
         try:
             for raw in self._add(payload):
                 self._requests.put_nowait(raw)
+                self._queued += len(raw)
+            self._hold_unread(self._queued)
             if self._requests.qsize() > _UNREAD:
                 raise TooLarge("messages come faster than they are answered")
         except SerendipError as error:
@@ -368,13 +385,16 @@ class _Streaming(_Exchange):
                 self._end("OK")
                 trailers = ok_trailers(self.call.request_id.encode())
                 stream.end(trailers if self._sent else RESPONSE + trailers)
+                if stream.closed:
+                    self._timer.cancel()
 
     async def _read(self) -> AsyncIterator[Any]:
         while (raw := await self._requests.get()) is not None:
-            yield self._method.decode(raw)
+            self._queued -= len(raw)
+            self._hold(self._held - len(raw))
+            yield decoded(self._method, raw)
 
     def _close_by(self, block: bytes) -> None:
-        self._hold(0)
         self._stream.end(block if self._sent else RESPONSE + block)
 
 
@@ -393,9 +413,9 @@ def _failure(error: BaseException, call: Call) -> tuple[str, bytes]:
 def _who(stream: Stream, client: str) -> dict[str, str]:
     """Who calls: its token's name, or else its certificate's; and from which address."""
     connection = stream.connection
-    address = connection.peer()
+    address = connection.peer
     if not client:
-        subject = connection.peer_certificate().get("subject", ())
+        subject = connection.peer_certificate.get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
         client = names[0] if names else ""
     return {"client": client, "peer": address} if client else {"peer": address}

@@ -265,7 +265,7 @@ class _Connection(Endpoint[_Stream]):
         self.streams[stream.id] = stream
         if not stream.send_whole(block, body, b""):
             stream.send(block, body)
-            stream.send_end(f.frame(f.DATA, f.END_STREAM, stream.id))
+            stream.send_end(b"")
         try:
             return await stream.answer
         finally:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 _GOING_S = 1.0  # for a client to have read that it should go away
-_GOING = b"go away?"
+_GOING, _GONE = b"go away?", b"read it?"
 
 
 class Receiver(Protocol):
@@ -65,16 +65,17 @@ class Stream(streams.Stream):
         """
         if self.closed:
             return
-        end = f.frame(f.HEADERS, _LAST_HEADERS, self.id, trailers)
-        if self.send_whole(headers, body, end):
+        if self.send_whole(headers, body, trailers):
             self.connection.sent_all(self)
+        elif self.connection.unsent > self.connection.max_unsent_data:
+            self.connection.reset(self, Reason.ENHANCE_YOUR_CALM)
         else:
             self.send(headers, body)
-            self.send_end(end)
+            self.send_end(trailers)
 
     def end(self, trailers: bytes) -> None:
         """Ends the response by its trailers, once its parts are sent; also its only block."""
-        self.send_end(f.frame(f.HEADERS, _LAST_HEADERS, self.id, trailers))
+        self.send_end(trailers)
 
     def cancel(self) -> None:
         """Ends a call that the server gives up; its receiver is told."""
@@ -87,10 +88,11 @@ class Connection(Endpoint[Stream], Generic[T]):
 
     Args:
         blocks: header blocks that connections have in common.
-        on_made, on_lost: told with this connection; ``on_made`` returns whether it is taken.
+        on_made, on_lost: told with this connection.
 
     Attributes:
-        held_bytes: of requests that have not come whole; kept by the application.
+        held_bytes: of requests that are not read yet; kept by the application.
+        max_unsent_data: bytes of answers that may wait for the client's windows.
     """
 
     preface_bytes = len(f.PREFACE)
@@ -100,7 +102,7 @@ class Connection(Endpoint[Stream], Generic[T]):
         application: Application[T],
         blocks: Blocks[T],
         bounds: Bounds,
-        on_made: Callable[[Connection[T]], bool],
+        on_made: Callable[[Connection[T]], None],
         on_lost: Callable[[Connection[T]], None],
     ) -> None:
         super().__init__(
@@ -113,20 +115,28 @@ class Connection(Endpoint[Stream], Generic[T]):
         self._on_lost = on_lost
         self._highest = 0  # number of the last stream that the peer began
         self._refused_above = f.LARGEST_WINDOW  # streams beyond it are not looked at
+        self._closing = False
         self._going: asyncio.TimerHandle | None = None
+        self._peer, self._certificate = "", dict[str, Any]()
         self._patience = Patience(self.heard)
-        self._answered = self._answered_at_ping = 0
+        self._sent_at_ping = 0
         self._last_ping, self._early_pings = -1e9, 0
         self.held_bytes = 0
+        self.max_unsent_data = bounds.max_unsent_data
 
     # --- the transport's calls -------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-        if (tls is not None and tls.selected_alpn_protocol() != "h2") or not self._on_made(self):
+        self._on_made(self)
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
             transport.abort()
             return
+        # Asked now: a transport that is lost has forgotten them.
+        name = transport.get_extra_info("peername")
+        self._peer = str(name[0]) if isinstance(name, tuple) else ""
+        self._certificate = transport.get_extra_info("peercert") or {}
         self.begin(transport, b"", {f.MAX_CONCURRENT_STREAMS: self._bounds.max_streams})
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -157,11 +167,11 @@ class Connection(Endpoint[Stream], Generic[T]):
                 head = reader.read(block)
             except StreamFault as e:
                 fault = e
+        if not stream_id & 1:
+            raise ConnectionFault(Reason.PROTOCOL_ERROR, "a client's streams have odd numbers")
         if stream_id <= self._highest:
             self._second_block(stream_id, ended)
             return
-        if not stream_id & 1:
-            raise ConnectionFault(Reason.PROTOCOL_ERROR, "a client's streams have odd numbers")
         if self._highest >= self._refused_above:
             return  # it was told to go away: it takes this call elsewhere
         self._highest = stream_id
@@ -182,9 +192,10 @@ class Connection(Endpoint[Stream], Generic[T]):
         """Trailers of a client: gRPC has none, HTTP/2 has."""
         stream = self.streams.get(stream_id)
         if stream is None:
+            self.on_noise()
             return
         if not ended or stream.all_received:
-            self.reset(stream, Reason.PROTOCOL_ERROR)
+            self.punish(stream, Reason.PROTOCOL_ERROR)
             return
         stream.all_received = True
         self.on_data(stream, b"")
@@ -205,23 +216,23 @@ class Connection(Endpoint[Stream], Generic[T]):
         self._close_if_going()
 
     def on_goaway(self, last_stream: int, reason: int, said: bytes) -> None:
-        # The client begins no more streams; those that are open go on.
-        self._refused_above = min(self._refused_above, self._highest)
-        self._close_if_going()
+        """It speaks of streams that a server begins, of which there are none."""
 
     def on_ping(self, payload: bytes) -> None:
         now = self.heard
-        if self._answered != self._answered_at_ping:
+        if self.sent != self._sent_at_ping:
             self._early_pings = 0  # who is sent answers may ask how fast they come
         elif now - self._last_ping < self._bounds.min_ping_s:
             self._early_pings += 1
             if self._early_pings > 2:
                 raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too_many_pings")
-        self._answered_at_ping, self._last_ping = self._answered, now
+        self._sent_at_ping, self._last_ping = self.sent, now
 
     def on_pong(self, payload: bytes) -> None:
         if payload == _GOING:
             self._go()
+        elif payload == _GONE and self.idle:
+            self.close()
 
     def on_noise(self) -> None:
         if not self._patience.spend(self.heard):
@@ -230,7 +241,7 @@ class Connection(Endpoint[Stream], Generic[T]):
     def on_fault(self, fault: ConnectionFault) -> None:
         self.write(f.goaway(self._highest, fault.reason, str(fault)))
         self._drop_all()
-        self.close()
+        self.hang_up()
 
     # --- the ends of streams, and of the connection --------------------------------------------
 
@@ -238,9 +249,9 @@ class Connection(Endpoint[Stream], Generic[T]):
         if not stream.all_received:
             # The answer came before the request's end: the rest need not be sent.
             self.write(f.rst_stream(stream.id, Reason.NO_ERROR))
-        self._answered += 1
         self._patience.earn()
         stream.close()
+        stream.receiver = None  # neither waits for a collector of cycles
         self.streams.pop(stream.id, None)
         self._close_if_going()
 
@@ -248,8 +259,9 @@ class Connection(Endpoint[Stream], Generic[T]):
         """Closes a stream that will not be answered."""
         stream.close()
         self.streams.pop(stream.id, None)
-        if stream.receiver is not None:
-            stream.receiver.gone()
+        receiver, stream.receiver = stream.receiver, None
+        if receiver is not None:
+            receiver.gone()
 
     def _drop_all(self) -> None:
         for stream in list(self.streams.values()):
@@ -277,26 +289,24 @@ class Connection(Endpoint[Stream], Generic[T]):
             self._close_if_going()
 
     def _close_if_going(self) -> None:
-        if not self.streams and self._refused_above < f.LARGEST_WINDOW:
-            self._loop.call_soon(self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        if self.idle:
-            self.close()
+        if self.idle and self._refused_above < f.LARGEST_WINDOW and not self._closing:
+            # Not before the client has read its last answer: what it sends until then would have
+            # the kernel throw away what is on its way to it.
+            self._closing = True
+            self.write(f.frame(f.PING, 0, 0, _GONE))
+            self._going = self._loop.call_later(_GOING_S, self.close)
 
     @property
     def idle(self) -> bool:
         """Whether no call is open."""
         return not self.streams
 
+    @property
     def peer(self) -> str:
         """The address that the client calls from; empty where it has none."""
-        name = self._transport.get_extra_info("peername")
-        return str(name[0]) if isinstance(name, tuple) else ""
+        return self._peer
 
+    @property
     def peer_certificate(self) -> dict[str, Any]:
         """The client's certificate as ssl tells it; empty: it showed none."""
-        return self._transport.get_extra_info("peercert") or {}
-
-
-_LAST_HEADERS = f.END_HEADERS | f.END_STREAM
+        return self._certificate

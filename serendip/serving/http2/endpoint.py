@@ -20,6 +20,10 @@ from serendip.serving.http2.streams import Stream
 STREAM_WINDOW = 1 << 20
 _WINDOW = 16 << 20
 _THERE = b"there  ?"
+_YOUNG_S = 0.05
+_SMALL = 1024
+_MOST_SETTINGS = 32
+_LINGER_S = 0.2
 
 
 S = TypeVar("S", bound=Stream)
@@ -36,7 +40,9 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     Attributes:
         peer_window: bytes that may be sent on a new stream.
         streams: those that are open, by number.
-        blocked: those whose data waits for a window, who waited longest first.
+        blocked: those whose data waits for the connection's window, who waited longest first.
+        unsent: bytes of data that wait for a window.
+        sent: frames of headers and data that were sent.
         heard: the event loop's time when something came last.
     """
 
@@ -57,12 +63,15 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         self._window = f.DEFAULT_WINDOW  # bytes that may be sent
         self._peer_frame = f.DEFAULT_FRAME
         self._out: list[bytes] = []
-        self._corked = self._flushing = self._full = False
+        self._out_bytes = self._stuck = 0
+        self._corked = self._flushing = self._full = self._deaf = False
         self._timer: asyncio.TimerHandle | None = None
         self._asked: float | None = None
         self.peer_window = f.DEFAULT_WINDOW
         self.streams: dict[int, S] = {}
         self.blocked: dict[int, Stream] = {}
+        self.unsent = self.sent = 0
+        self._owed = b""  # an instruction that the next header block must begin with
         self.heard = self._loop.time()
 
     # --- a side's own ------------------------------------------------------------------------
@@ -145,12 +154,13 @@ class Endpoint(asyncio.Protocol, Generic[S]):
 
     def resume_writing(self) -> None:
         self._full = False
+        self.heard = self._loop.time()  # it has read
         if not self._transport.is_closing():
             self._transport.resume_reading()
         self._pump_all()
 
     def data_received(self, data: bytes) -> None:
-        if self._transport.is_closing():
+        if self._deaf or self._transport.is_closing():
             return
         self.heard = self._loop.time()
         if self._rest:
@@ -234,7 +244,7 @@ class Endpoint(asyncio.Protocol, Generic[S]):
             self.on_unknown_stream(stream_id)
             return
         if stream.all_received:
-            self.reset(stream, Reason.STREAM_CLOSED)
+            self.punish(stream, Reason.STREAM_CLOSED)
             return
         if flags & f.END_STREAM:
             stream.all_received = True
@@ -264,17 +274,21 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     def _reset(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a RST_STREAM has 4 bytes")
-        self.on_noise()
         stream = self.streams.get(stream_id)
         if stream is None:
+            self.on_noise()
             self.on_unknown_stream(stream_id)
-        else:
-            self.on_reset(stream, f.NUMBER.unpack(payload)[0])
+            return
+        if self.heard - stream.begun < _YOUNG_S:  # who waited may have lost patience
+            self.on_noise()
+        self.on_reset(stream, f.NUMBER.unpack(payload)[0])
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a WINDOW_UPDATE has 4 bytes")
         more = f.NUMBER.unpack(payload)[0] & f.STREAM_MASK
+        if more < _SMALL:
+            self.on_noise()
         if not stream_id:
             self._window += more
             if not more or self._window > f.LARGEST_WINDOW:
@@ -285,8 +299,8 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         if stream is None:
             return
         if not stream.widen(more) or not more:
-            self.reset(stream, Reason.FLOW_CONTROL_ERROR)
-        elif stream_id in self.blocked:
+            self.punish(stream, Reason.FLOW_CONTROL_ERROR)
+        elif stream.waits:
             stream.pump()
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -295,22 +309,32 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         if flags & f.ACK:
             return
         self.on_noise()
+        if len(payload) > _MOST_SETTINGS * f.SETTING.size:
+            raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too many settings at once")
+        before = self.peer_window
         for key, value in f.SETTING.iter_unpack(payload):
             if key == f.INITIAL_WINDOW_SIZE:
                 if value > f.LARGEST_WINDOW:
                     raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window of 2^31 or more")
-                more, self.peer_window = value - self.peer_window, value
-                if not all(stream.widen(more) for stream in self.streams.values()):
-                    raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window of 2^31 or more")
+                self.peer_window = value
             elif key == f.MAX_FRAME_SIZE:
                 if not f.DEFAULT_FRAME <= value <= f.LARGEST_FRAME:
                     raise ConnectionFault(Reason.PROTOCOL_ERROR, "frames of 2^14 to 2^24 - 1")
                 self._peer_frame = value
+            elif key == f.HEADER_TABLE_SIZE and value < f.DEFAULT_TABLE:
+                # Blocks here use no table, and a smaller one must be agreed to all the same (RFC
+                # 7541, section 4.2).
+                self._owed = b"\x20"
             else:
                 self.on_setting(key, value)
         self.write(f.frame(f.SETTINGS, f.ACK, 0))
         self.on_settings()
-        self._pump_all()
+        if more := self.peer_window - before:
+            for stream in list(self.streams.values()):
+                if not stream.widen(more):
+                    raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window of 2^31 or more")
+                if more > 0 and stream.waits:
+                    stream.pump()
 
     def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) != 8:
@@ -327,17 +351,31 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     def write(self, data: bytes) -> None:
         """Sends frames: with all else that is sent before the event loop goes on."""
         self._out.append(data)
-        if not self._corked and not self._flushing:
+        self._out_bytes += len(data)
+        if self._out_bytes > self._max_unsent:
+            self.flush()  # the transport says when it has enough
+        elif not self._corked and not self._flushing:
             self._flushing = True
             self._loop.call_soon(self.flush)
+
+    def write_headers(self, stream_id: int, flags: int, block: bytes) -> None:
+        """Sends a header block."""
+        self.sent += 1
+        if self._owed:
+            block, self._owed = self._owed + block, b""
+        self.write(f.frame(f.HEADERS, flags, stream_id, block))
 
     def flush(self) -> None:
         """Hands the transport what has been written."""
         self._flushing = False
         out = self._out
-        if out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-            out.clear()
+        if not out:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self._out_bytes = 0
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def may_send(self, n: int) -> bool:
         """Whether n bytes of data fit the connection's window."""
@@ -347,12 +385,16 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         """Takes of the connection's window what one frame of at most n bytes may have."""
         n = 0 if self._full else max(0, min(n, self._window, self._peer_frame))
         self._window -= n
+        self.sent += 1
         return n
 
     def send_whole(self, stream_id: int, headers: bytes, body: bytes, end: bytes) -> None:
         """Sends all of a stream's half whose body fits the windows; see ``Stream.send_whole``."""
         n, most = len(body), self._peer_frame
         self._window -= n
+        self.sent += 1
+        if self._owed:
+            headers, self._owed = self._owed + headers, b""
         pack = f.HEAD.pack
         m, last = len(headers), 0 if end else f.END_STREAM
         out = [pack(m >> 8, m & 0xFF, f.HEADERS, f.END_HEADERS, stream_id), headers]
@@ -362,13 +404,20 @@ class Endpoint(asyncio.Protocol, Generic[S]):
             for at in range(0, n, most):
                 flags = last if at + most >= n else 0
                 out.append(f.frame(f.DATA, flags, stream_id, body[at : at + most]))
-        out.append(end)
+        if end:
+            m = len(end)
+            out += (pack(m >> 8, m & 0xFF, f.HEADERS, f.LAST_HEADERS, stream_id), end)
         self.write(b"".join(out))
 
     def reset(self, stream: S, reason: Reason) -> None:
-        """Ends a stream for what its peer has done; the side is told as if the peer had."""
+        """Ends a stream; the side is told as if its peer had."""
         self.write(f.rst_stream(stream.id, reason))
         self.on_reset(stream, reason)
+
+    def punish(self, stream: S, reason: Reason) -> None:
+        """Ends a stream for what its peer has done, which costs it as a reset of its own does."""
+        self.on_noise()
+        self.reset(stream, reason)
 
     def _pump_all(self) -> None:
         for stream in list(self.blocked.values()):
@@ -379,9 +428,16 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     # --- life --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes once what was written has gone."""
+        """Closes once what was written has gone; may be called again."""
         self.flush()
-        self._transport.close()
+        if not self._transport.is_closing():  # by TLS a second time would be an error
+            self._transport.close()
+
+    def hang_up(self) -> None:
+        """Closes, and listens to nothing meanwhile: what comes late must not undo what was said."""
+        self._deaf = True
+        self.flush()
+        self._loop.call_later(_LINGER_S, self.close)
 
     def abort(self) -> None:
         """Closes at once, and throws away what was not sent."""
@@ -390,7 +446,9 @@ class Endpoint(asyncio.Protocol, Generic[S]):
     def _look(self) -> None:
         """Every so often: asks a silent peer whether it is there, and leaves one that is not."""
         now = self._loop.time()
-        if self._asked is not None and self.heard <= self._asked:
+        left, stuck = self._transport.get_write_buffer_size(), self._stuck
+        self._stuck = left
+        if self._asked is not None and self.heard <= self._asked and not left < stuck:
             self._transport.abort()
             return
         self._asked = None

@@ -17,7 +17,7 @@ import hpack
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
-from serendip.serving.http2.frames import ConnectionFault, Reason
+from serendip.serving.http2.frames import ConnectionFault, Reason, StreamFault
 
 Pair = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -27,6 +27,7 @@ MAX_LIST = 16_384  # of its fields by RFC 9113, section 6.5.2: 32 bytes more eac
 
 _MAX_REMEMBERED = 2048  # blocks, and texts
 _MAX_WORTH = 1024  # bytes of a block that is remembered
+_MAX_FIELDS = 40
 _STATIC: tuple[Pair, ...] = HeaderTable.STATIC_TABLE
 
 
@@ -45,10 +46,12 @@ class Blocks(Generic[T]):
         """What a block without state means.
 
         Raises:
-            ConnectionFault: it is none, or has more than MAX_LIST.
+            ConnectionFault: it is none.
+            StreamFault: it has more than MAX_LIST, or its fields are no request.
         """
-        found = self.read(read_stateless(block))
-        if len(block) <= _MAX_WORTH:
+        fields = read_stateless(block)
+        found = self.read(fields)
+        if len(block) <= _MAX_WORTH and len(fields) <= _MAX_FIELDS:
             if len(self.known) >= _MAX_REMEMBERED:
                 self.known.clear()
             self.known[block] = found
@@ -64,25 +67,28 @@ class HeaderReader(Generic[T]):
 
     def __init__(self, blocks: Blocks[T]) -> None:
         self._blocks = blocks
-        self._decoder = hpack.Decoder(max_header_list_size=MAX_LIST)
+        # Beyond this the state is lost, and with it the connection.
+        self._decoder = hpack.Decoder(max_header_list_size=4 * MAX_LIST)
         self.stateless = False
 
     def read(self, block: bytes) -> T:
         """What a block means.
 
         Raises:
-            ConnectionFault: the block cannot be read, or has more than MAX_LIST.
-            StreamFault: its fields are no request.
+            ConnectionFault: the block cannot be read.
+            StreamFault: it has more than MAX_LIST, or its fields are no request.
         """
         if self.stateless:
             return self._blocks.meaning(block)
         try:
             fields = self._decoder.decode(block, raw=True)
         except hpack.OversizedHeaderListError as e:
-            raise _too_large() from e
+            raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, str(_too_large())) from e
         except hpack.HPACKError as e:
             raise _broken(str(e)) from e
         self.stateless = self._decoder.header_table_size == 0
+        if sum([32 + len(name) + len(value) for name, value in fields]) > MAX_LIST:
+            raise _too_large()
         return self._blocks.read([(bytes(name), bytes(value)) for name, value in fields])
 
 
@@ -95,7 +101,8 @@ def read_stateless(block: bytes) -> list[Pair]:
     """The fields of a block whose table has 0 bytes.
 
     Raises:
-        ConnectionFault: it refers to a table, is cut short, or has more than MAX_LIST.
+        ConnectionFault: it refers to a table, or is cut short.
+        StreamFault: it has more than MAX_LIST; the rest of it is not read.
     """
     fields: list[Pair] = []
     size = at = 0
@@ -182,8 +189,8 @@ def _integer(value: int, bits: int) -> bytes:
     return bytes(coded)
 
 
-def _too_large() -> ConnectionFault:
-    return ConnectionFault(
+def _too_large() -> StreamFault:
+    return StreamFault(
         Reason.ENHANCE_YOUR_CALM, f"the headers of a call have more than {MAX_LIST} bytes"
     )
 

@@ -65,7 +65,7 @@ def read_head(fields: Sequence[Pair]) -> Head:
     timeout_s, encoding = None, "identity"
     metadata: list[tuple[str, str | bytes]] = []
     for raw_name, raw_value in fields:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        name, value = raw_name.decode("latin-1"), raw_value.decode(errors="replace")
         if name[:1] == ":":
             if metadata or content_type:
                 raise _malformed("a pseudo-header after others")
@@ -298,6 +298,7 @@ def _timeout_s(value: str) -> float:
 
 
 def _from_base64(text: str) -> bytes:
+    text = text.strip()
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as e:

@@ -16,9 +16,14 @@ class Way(Protocol):
     """The connection of a stream; see ``Endpoint``."""
 
     peer_window: int
+    heard: float
     blocked: dict[int, Stream]
 
+    unsent: int
+
     def write(self, data: bytes) -> None: ...
+
+    def write_headers(self, stream_id: int, flags: int, block: bytes) -> None: ...
 
     def may_send(self, n: int) -> bool: ...
 
@@ -36,12 +41,13 @@ class Stream:
         id: its number.
         closed: whether nothing can be sent any more.
         all_received: whether the other side has ended its half.
+        begun: the event loop's time when it began.
         unread: bytes of data since the other side was given credit.
     """
 
     __slots__ = (
         "_end", "_endpoint", "_on_drained", "_pending", "_window",
-        "all_received", "closed", "id", "unread",
+        "all_received", "begun", "closed", "id", "unread",
     )  # fmt: skip
 
     def __init__(self, endpoint: Way, stream_id: int) -> None:
@@ -49,9 +55,10 @@ class Stream:
         self.id = stream_id
         self._window = endpoint.peer_window
         self._pending: bytearray | None = None  # what the windows do not allow yet
-        self._end = b""  # a frame that is sent when that is
+        self._end: bytes | None = None  # the trailers that follow; empty: there are none
         self._on_drained: Callable[[], None] | None = None
         self.all_received = False
+        self.begun = endpoint.heard
         self.unread = 0
         self.closed = False
 
@@ -65,7 +72,7 @@ class Stream:
 
         Args:
             headers: a header block.
-            end: the frame that ends it; empty: the last of the body's does.
+            end: the trailers; empty: there are none.
         """
         endpoint, n = self._endpoint, len(body)
         if self._window < n or not endpoint.may_send(n):
@@ -83,15 +90,16 @@ class Stream:
         if self.closed:
             return
         if headers:
-            self._endpoint.write(f.frame(f.HEADERS, f.END_HEADERS, self.id, headers))
+            self._endpoint.write_headers(self.id, f.END_HEADERS, headers)
         if body:
             if self._pending is None:
                 self._pending = bytearray()
             self._pending += body
+            self._endpoint.unsent += len(body)
             self.pump()
 
     def send_end(self, end: bytes) -> None:
-        """Sends the frame that ends this half, once all parts are sent."""
+        """Ends this half by its trailers, once all parts are sent; empty: there are none."""
         if self.closed:
             return
         self._end = end
@@ -103,19 +111,29 @@ class Stream:
         pending, endpoint = self._pending, self._endpoint
         while pending and (n := endpoint.allowed(min(len(pending), self._window))):
             self._window -= n
+            endpoint.unsent -= n
             endpoint.write(f.frame(f.DATA, 0, self.id, bytes(pending[:n])))
             del pending[:n]
         endpoint.blocked.pop(self.id, None)
         if pending:
-            endpoint.blocked[self.id] = self
+            # A stream that its own window shuts is not looked at when the connection's opens.
+            if self._window > 0:
+                endpoint.blocked[self.id] = self
             return
         self._tell()
-        if self._end:
+        if self._end is not None:
             self._finish()
+
+    @property
+    def waits(self) -> bool:
+        """Whether parts are not sent yet."""
+        return bool(self._pending)
 
     def close(self) -> None:
         """Nothing is sent any more; who waits for ``drained`` goes on."""
         self.closed = True
+        if self._pending:
+            self._endpoint.unsent -= len(self._pending)
         self._pending = None
         self._endpoint.blocked.pop(self.id, None)
         self._tell()
@@ -133,5 +151,8 @@ class Stream:
             self._on_drained()
 
     def _finish(self) -> None:
-        self._endpoint.write(self._end)
+        if self._end:
+            self._endpoint.write_headers(self.id, f.END_HEADERS | f.END_STREAM, self._end)
+        else:
+            self._endpoint.write(f.frame(f.DATA, f.END_STREAM, self.id))
         self._endpoint.sent_all(self)
