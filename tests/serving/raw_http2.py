@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Peer:
     Args:
         table: bytes of the table of headers that it keeps; 0: its blocks have no state.
         settings: what it says of itself.
+        tls: None: plain text.
+        session: of TLS, to come back by.
         slowly: whether it sends byte by byte.
     """
 
@@ -64,10 +67,14 @@ class Peer:
         settings: dict[int, int] | None = None,
         preface: bytes = f.PREFACE,
         slowly: bool = False,
+        tls: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
     ) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, session=session, server_hostname=host)
         self._slowly = slowly
         self._got = b""
         self._encoder, self._decoder = hpack.Encoder(), hpack.Decoder()
@@ -103,6 +110,11 @@ class Peer:
         data = f.frame(f.DATA, f.END_STREAM, stream, body)
         self.send(f.frame(f.HEADERS, f.END_HEADERS, stream, self.block(headers)) + data)
 
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """Of TLS."""
+        return self._socket.session if isinstance(self._socket, ssl.SSLSocket) else None
+
     def frames(self) -> Iterator[Frame]:
         """What the server sends, until it hangs up; raises TimeoutError after ten seconds."""
         while True:
@@ -133,7 +145,7 @@ class Peer:
         fields: dict[str, str] = {}
         body = b""
         for frame in self.frames():
-            if frame.kind == f.GOAWAY:
+            if frame.kind == f.GOAWAY and frame.reason is not f.Reason.NO_ERROR:
                 raise AssertionError(f"told to go away: {frame.payload[8:]!r}")
             if frame.stream != stream:
                 continue

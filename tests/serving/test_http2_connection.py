@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import struct
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import grpc
 import hpack
 import pytest
 import toy
@@ -21,7 +24,7 @@ from serendip.serving.handlers import Service
 from serendip.serving.http2 import frames as f
 from serendip.serving.http2.frames import Reason
 from serendip.serving.server import Running, ServerOptions
-from serendip.v1 import retriever_pb2
+from serendip.v1 import retriever_pb2, retriever_pb2_grpc
 
 PATH = f"/{toy.NAME}/Retrieve"
 OK = message(toy.request("ok").SerializeToString())
@@ -324,6 +327,129 @@ def test_who_gives_up_half_of_its_calls_may_go_on_for_long() -> None:
             answers(peer, stream + 2)
 
 
+@pytest.mark.parametrize("what", ["data", "headers", "no window"])
+def test_a_flood_of_calls_that_the_server_must_reset_ends_the_connection(what: str) -> None:
+    """CVE-2025-8671, where the client has the server do what it may not do itself."""
+    with server() as (running, _):
+        with Peer(running.address) as peer:
+            block = peer.block(asked(PATH))
+            wait = message(toy.request("wait").SerializeToString())
+            flood = b""
+            for stream in range(1, 2801, 2):
+                flood += f.frame(f.HEADERS, f.END_HEADERS, stream, block)
+                flood += f.frame(f.DATA, f.END_STREAM, stream, wait)
+                flood += {
+                    "data": f.frame(f.DATA, f.END_STREAM, stream, b"x"),
+                    "headers": f.frame(f.HEADERS, f.END_HEADERS, stream, block),
+                    "no window": f.window_update(stream, 0),
+                }[what]
+            peer.send(flood)
+            ended = [frame for frame in peer.frames() if frame.kind == f.GOAWAY]
+            assert [frame.reason for frame in ended] in ([], [Reason.ENHANCE_YOUR_CALM])
+        still_answers(running)
+
+
+def test_callers_whose_deadlines_pass_are_no_flood() -> None:
+    async def main(address: str) -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = retriever_pb2_grpc.RetrieverStub(channel)
+
+            async def late() -> grpc.StatusCode:
+                with pytest.raises(grpc.RpcError) as caught:
+                    await stub.Retrieve(toy.request("wait"), timeout=0.1)
+                return caught.value.code()
+
+            for _ in range(15):
+                codes = await asyncio.gather(*(late() for _ in range(150)))
+                assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+    with server() as (running, _):
+        asyncio.run(main(running.address))
+
+
+def test_requests_that_come_and_are_not_read_are_bounded_together() -> None:
+    packed = gzip.compress(toy.request("x" * (30 << 20)).SerializeToString())
+    body = struct.pack(">BL", 1, len(packed)) + packed
+    with server() as (running, _), Peer(running.address) as peer:
+        block = peer.block(asked(PATH, ("grpc-encoding", "gzip")))
+        for stream in (1, 3, 5):
+            peer.send(f.frame(f.HEADERS, f.END_HEADERS, stream, block))
+            for at in range(0, len(body), 16_000):
+                peer.send(f.frame(f.DATA, 0, stream, body[at : at + 16_000]))
+        fields, _ = peer.answer(5)
+        assert fields["grpc-status"] == "8"
+        assert "too many bytes together" in fields["grpc-message"]
+        peer.send(f.frame(f.DATA, f.END_STREAM, 1))
+        assert peer.answer(1)[0]["grpc-status"] == "0"
+
+
+def test_a_request_that_never_comes_whole_ends_at_its_deadline() -> None:
+    with server() as (running, _), Peer(running.address) as peer:
+        peer.headers(1, asked(PATH, ("grpc-timeout", "100m")))
+        peer.send(f.frame(f.DATA, 0, 1, OK[:3]))
+        assert peer.answer(1)[0]["grpc-status"] == "4"
+
+
+def test_an_answer_that_is_not_read_ends_at_its_deadline() -> None:
+    own = {f.INITIAL_WINDOW_SIZE: 0}
+    with server() as (running, _), Peer(running.address, settings=own) as peer:
+        peer.call(1, asked(PATH, ("grpc-timeout", "100m")), OK)
+        assert peer.until(f.RST_STREAM, 1).reason is Reason.CANCEL
+
+
+def test_answers_that_wait_for_windows_are_bounded_together() -> None:
+    class Large(Servicer):
+        async def Retrieve(self, request: Any, call: Any) -> bytes:
+            return bytes(30 << 20)
+
+    own = {f.INITIAL_WINDOW_SIZE: 0}
+    with (
+        in_thread(lambda: Large().services()) as running,
+        Peer(running.address, settings=own) as peer,
+    ):
+        for stream in (1, 3, 5, 7):
+            peer.call(stream, asked(PATH), OK)
+        reset = peer.until(f.RST_STREAM)
+        assert (reset.stream, reset.reason) == (7, Reason.ENHANCE_YOUR_CALM)
+
+
+def test_a_client_with_a_smaller_table_of_headers_is_told_that_it_is_kept() -> None:
+    own = {f.HEADER_TABLE_SIZE: 1024}
+    with server() as (running, _), Peer(running.address, settings=own) as peer:
+        peer._decoder.max_allowed_table_size = 1024  # as RFC 7541, section 4.2, has it checked
+        for stream in (1, 3):
+            peer.call(stream, asked(PATH), OK)
+            answers(peer, stream)
+
+
+def test_who_pings_while_a_large_answer_comes_is_not_sent_away() -> None:
+    own = {f.INITIAL_WINDOW_SIZE: 100}
+    with server() as (running, _), Peer(running.address, settings=own) as peer:
+        call = message(toy.request("call").SerializeToString())
+        peer.call(1, asked(PATH, *[("x", "y" * 100)] * 9), call)
+        for _ in range(8):
+            peer.until(f.DATA, 1)
+            peer.send(f.frame(f.PING, 0, 0, bytes(8)) + f.window_update(1, 100))
+            peer.until(f.PING)
+
+
+def test_a_stop_lets_a_caller_read_its_answer_as_long_as_grace_has_it() -> None:
+    own = {f.INITIAL_WINDOW_SIZE: 100}
+    with ExitStack() as stack:
+        running, _ = stack.enter_context(server(grace_s=20))
+        with Peer(running.address, settings=own) as peer:
+            call = message(toy.request("call").SerializeToString())
+            peer.call(1, asked(PATH, *[("x", "y" * 100)] * 9), call)
+            peer.until(f.DATA, 1)
+            stopping = threading.Thread(target=stack.close)
+            stopping.start()
+            time.sleep(1.5)
+            peer.send(f.window_update(1, 100_000))
+            assert peer.answer(1)[0]["grpc-status"] == "0"
+        stopping.join(10)
+        assert not stopping.is_alive()
+
+
 MALFORMED = {
     "no path": [(":method", "POST")],
     "a name in upper case": [*asked(PATH), ("Who", "me")],
@@ -333,6 +459,7 @@ MALFORMED = {
     "a timeout of many digits": asked(PATH, ("grpc-timeout", "123456789S")),
     "no base64": asked(PATH, ("x-bin", "*")),
 }
+TOO_LARGE = asked(PATH, *[("x", "y" * 1000)] * 17)
 
 
 @pytest.mark.parametrize("what", MALFORMED)
@@ -389,6 +516,16 @@ FRAMES = st.lists(
 def running() -> Iterator[Running]:
     with server() as (running, _):
         yield running
+
+
+@pytest.mark.parametrize("table", [0, 4096])
+def test_headers_that_are_too_large_end_their_stream_alone(table: int) -> None:
+    with server() as (running, _), Peer(running.address, table=table) as peer:
+        peer.call(1, TOO_LARGE, OK)
+        reset = peer.until(f.RST_STREAM)
+        assert (reset.stream, reset.reason) == (1, Reason.ENHANCE_YOUR_CALM)
+        peer.call(3, asked(PATH), OK)
+        answers(peer, 3)
 
 
 @given(frames=FRAMES, cut=st.integers(1, 200))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from certificates import Authority
 from faults import until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
+from raw_http2 import Peer, asked, message
 from running import in_thread, replace_file
 from serendip_client import NotReady, SerendipClient
 
@@ -25,6 +28,7 @@ from serendip.serving.tls import TlsFiles
 from serendip.serving.upstream import Upstream
 from serendip.v1 import retriever_pb2_grpc
 
+OK = message(toy.request("ok").SerializeToString())
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
@@ -97,6 +101,84 @@ def test_mtls_answers_only_who_shows_a_certificate_of_its_authority(
             with pytest.raises(grpc.RpcError) as caught:
                 check(health_pb2.HealthCheckRequest(), timeout=10)
             assert caught.value.code() is UNAVAILABLE
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_who_is_not_trusted_any_more_does_not_come_back_by_a_session(
+    authority: Authority, stranger: Authority, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.ca.read_bytes())
+    folder = authority.folder
+    tls = TlsFiles(folder / "server.pem", folder / "server.key", ca)
+    own = caller(authority, authority)
+    own.maximum_version = version
+
+    def asks(context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> Peer:
+        peer = Peer(running.address, tls=context, session=session)
+        peer.call(1, asked(f"/{toy.NAME}/Retrieve"), OK)
+        assert peer.answer(1)[0]["grpc-status"] == "0"
+        return peer
+
+    with in_thread(services, ServerOptions(tls=tls)) as running:
+        with asks(own) as peer:
+            session = peer.session
+        with asks(own, session) as peer:
+            session = peer.session
+        replace_file(ca, stranger.ca.read_bytes())
+        trusted = caller(authority, stranger)
+
+        def let_in() -> bool:
+            try:
+                with asks(trusted):
+                    return True
+            except (OSError, EOFError):
+                return False
+
+        until(let_in)
+        for again in (None, session):
+            with pytest.raises((OSError, EOFError)):
+                asks(own, again)
+
+
+def caller(server: Authority, own: Authority) -> ssl.SSLContext:
+    """Trusts the one, and shows a certificate of the other."""
+    context = ssl.create_default_context(cafile=str(server.ca))
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(own.folder / "caller.pem", own.folder / "caller.key")
+    return context
+
+
+def test_a_caller_that_never_hangs_up_holds_up_no_stop(authority: Authority) -> None:
+    silent = caller(authority, authority)
+    with ExitStack() as stack:
+        running = stack.enter_context(in_thread(services, ServerOptions(tls=files(authority))))
+        with Peer(running.address, tls=silent) as peer:
+            peer.call(1, asked(f"/{toy.NAME}/Retrieve"), OK)
+            peer.answer(1)
+            began = time.monotonic()
+            stack.close()
+            assert time.monotonic() - began < 8, "grace is ten seconds"
+
+
+def test_connections_that_shake_no_hands_are_bounded(authority: Authority) -> None:
+    options = ServerOptions(tls=files(authority), max_connections=2)
+    with in_thread(services, options) as running, ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=10))
+            for _ in range(6)
+        ]
+        refused = 0
+        for one in silent:
+            one.settimeout(1)
+            try:
+                refused += one.recv(1) == b""
+            except TimeoutError:
+                pass
+            except ConnectionError:
+                refused += 1
+        assert refused == 4
 
 
 def test_the_client_takes_credentials(authority: Authority) -> None:

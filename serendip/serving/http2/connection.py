@@ -222,7 +222,10 @@ class Connection(Endpoint[Stream], Generic[T]):
         now = self.heard
         if self.sent != self._sent_at_ping:
             self._early_pings = 0  # who is sent answers may ask how fast they come
-        elif now - self._last_ping < self._bounds.min_ping_s:
+            self._sent_at_ping, self._last_ping = self.sent, now
+            return
+        self.on_noise()
+        if now - self._last_ping < self._bounds.min_ping_s:
             self._early_pings += 1
             if self._early_pings > 2:
                 raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too_many_pings")

@@ -21,7 +21,6 @@ STREAM_WINDOW = 1 << 20
 _WINDOW = 16 << 20
 _THERE = b"there  ?"
 _YOUNG_S = 0.05
-_SMALL = 1024
 _MOST_SETTINGS = 32
 _LINGER_S = 0.2
 
@@ -64,7 +63,7 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         self._peer_frame = f.DEFAULT_FRAME
         self._out: list[bytes] = []
         self._out_bytes = self._stuck = 0
-        self._corked = self._flushing = self._full = self._deaf = False
+        self._corked = self._flushing = self._full = self._deaf = self._lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._asked: float | None = None
         self.peer_window = f.DEFAULT_WINDOW
@@ -144,6 +143,7 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         self._timer = self._loop.call_later(self._keepalive_s, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -287,8 +287,6 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         if len(payload) != 4:
             raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "a WINDOW_UPDATE has 4 bytes")
         more = f.NUMBER.unpack(payload)[0] & f.STREAM_MASK
-        if more < _SMALL:
-            self.on_noise()
         if not stream_id:
             self._window += more
             if not more or self._window > f.LARGEST_WINDOW:
@@ -342,7 +340,6 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         if flags & f.ACK:
             self.on_pong(payload)
             return
-        self.on_noise()
         self.on_ping(payload)
         self.write(f.frame(f.PING, f.ACK, 0, payload))
 
@@ -432,6 +429,16 @@ class Endpoint(asyncio.Protocol, Generic[S]):
         self.flush()
         if not self._transport.is_closing():  # by TLS a second time would be an error
             self._transport.close()
+            self._loop.call_later(_LINGER_S, self._end_closing)
+
+    def _end_closing(self) -> None:
+        """By TLS both sides say goodbye, which some clients never do."""
+        if self._lost:
+            return
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(_LINGER_S, self._end_closing)
+        else:
+            self._transport.abort()
 
     def hang_up(self) -> None:
         """Closes, and listens to nothing meanwhile: what comes late must not undo what was said."""
