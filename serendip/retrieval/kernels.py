@@ -23,8 +23,8 @@ _LARGE = 1e18  # bounds hold for vectors that are shorter, and longer than its i
 _NO_OVERFLOW = 1e37
 _ROUNDING = 2.0**-24  # of one operation in float32, relative
 _SMALLEST = 2.0**-126  # what a product may lose that is too small for float32
-_AHEAD, _AHEAD_CODED = 8, 32  # rows, about 2 KB: what takes as long to read as memory to answer
-_MAYBE = 1024  # rows whose bounds are known before the best of them are scored
+_AHEAD, _AHEAD_CODED = 8, 48  # rows, 2 and 3 KB: what takes as long to read as memory to answer
+_MAYBE = 512  # rows whose bounds are known before the best of them are scored
 
 _OPTIONS = {"boundscheck": False, "nogil": True, "error_model": "numpy"}
 # Of what only kernels call; no wrapper for Python, which takes as long to compile as the rest.
@@ -169,7 +169,7 @@ def coded(columns: int) -> Any:
     """As ``plain``, with (codes int8[N, w], scales float32[N, 2], worst, longest_codes, longest) of
     serendip.retrieval.codes before the user. N is at least 4.
 
-    Rows whose bound does not rule them out are kept until they are 1,024 (or 4 k). Then the k
+    Rows whose bound does not rule them out are kept until they are 512 (or 4 k). Then the k
     with the highest bounds are scored, and those of the rest that the k-th score so far does
     not rule out. Where no bound holds (products near the end of float32) that is every row.
     """
@@ -181,10 +181,10 @@ def coded(columns: int) -> Any:
 
     def score(matrix: Any, user: Any, maybe: Any, low: Any, high: Any, keys: Any, n: Any) -> Any:
         """Appends to n keys those of maybe[low:high], by their scores."""
-        for at in range(low, min(low + 8, high)):
+        for at in range(low, min(low + _AHEAD, high)):
             fetch_row(matrix, _rank_of(maybe[at]))
         for at in range(low, high, 4):
-            for later in range(at + 8, min(at + 12, high)):
+            for later in range(at + _AHEAD, min(at + _AHEAD + 4, high)):
                 fetch_row(matrix, _rank_of(maybe[later]))
             last = high - 1
             r0, r1 = _rank_of(maybe[at]), _rank_of(maybe[min(at + 1, last)])
