@@ -24,7 +24,7 @@ _NO_OVERFLOW = 1e37
 _ROUNDING = 2.0**-24  # of one operation in float32, relative
 _SMALLEST = 2.0**-126  # what a product may lose that is too small for float32
 _AHEAD, _AHEAD_CODED = 8, 48  # rows, 2 and 3 KB: what takes as long to read as memory to answer
-_MAYBE = 512  # rows whose bounds are known before the best of them are scored
+_MAYBE = 512  # rows that bounds do not rule out, before they are looked at again
 
 _OPTIONS = {"boundscheck": False, "nogil": True, "error_model": "numpy"}
 # Of what only kernels call; no wrapper for Python, which takes as long to compile as the rest.
@@ -169,9 +169,11 @@ def coded(columns: int) -> Any:
     """As ``plain``, with (codes int8[N, w], scales float32[N, 2], worst, longest_codes, longest) of
     serendip.retrieval.codes before the user. N is at least 4.
 
-    Rows whose bound does not rule them out are kept until they are 512 (or 4 k). Then the k
-    with the highest bounds are scored, and those of the rest that the k-th score so far does
-    not rule out. Where no bound holds (products near the end of float32) that is every row.
+    Rows whose bound does not rule them out are kept until they are 512 (or 4 k). Then the k with
+    the highest bounds say, by their bounds from below, which of the others cannot matter. What is
+    kept at the end is scored: first the k with the highest bounds, then those of the rest that
+    the k-th score does not rule out. Where no bound holds (products near the end of float32) that
+    is every row.
     """
     width = code_width(columns)
     score_four, bound_four = lanes.scores_of_four(columns), lanes.bounds_of_four(width)
@@ -202,7 +204,26 @@ def coded(columns: int) -> Any:
             return n, _f32(-np.inf)
         return k, _f32(_score_of(_select(keys, n, k)) - slack)
 
-    score, floor_of = _jit(score), _jit(floor_of)
+    def narrow(
+        scales: Any, error: Any, slack: Any, maybe: Any, many: Any, k: Any, floor: Any
+    ) -> Any:
+        """Drops of ``many`` rows those that k others are above, whatever they score; returns how
+        many are left, and what a bound must reach."""
+        _select(maybe, many, k)
+        lowest = _f32(np.inf)
+        for at in range(k):
+            # A score is as far below its bound as the error takes it, twice.
+            below = 2 * error * scales[_rank_of(maybe[at]), 0]
+            lowest = min(lowest, _f32(_score_of(maybe[at]) - below))
+        floor = max(floor, _f32(lowest - 2 * slack))
+        left = k
+        for at in range(k, many):
+            if not _score_of(maybe[at]) < floor:
+                maybe[left] = maybe[at]
+                left += 1
+        return left, floor
+
+    score, floor_of, narrow = _jit(score), _jit(floor_of), _jit(narrow)
 
     def settle(
         matrix: Any, user: Any, maybe: Any, many: Any, keys: Any, n: Any, k: Any, slack: Any
@@ -258,7 +279,11 @@ def coded(columns: int) -> Any:
                         continue
                     maybe[many] = _key_of(four[i], row + i)
                     many += 1
-                if many >= room:
+                if many < room:
+                    continue
+                if error < np.inf:
+                    many, floor = narrow(scales, error, slack, maybe, many, k, floor)
+                if many > room // 2:  # bounds alone are too loose
                     n, floor = settle(matrix, user, maybe, many, keys, n, k, slack)
                     many = 0
         n, floor = settle(matrix, user, maybe, many, keys, n, k, slack)
