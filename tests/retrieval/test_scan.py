@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import threading
 import time
 import types
@@ -176,6 +178,28 @@ def test_no_order_of_rows_is_a_special_one(order: str) -> None:
     for scan in all_ways(matrix):
         for k in (1, 50, 3000):
             check(scan, matrix, np.ones(9, np.float32), [(5, n)], np.arange(0, n, 3), k)
+
+
+def before_a_wall(array: npt.NDArray) -> npt.NDArray:
+    """A copy that ends where memory may not be read."""
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    area = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(area.ctypes.data + size), page, 0) == 0
+    copy = area[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    return copy
+
+
+@needs_numba
+@pytest.mark.parametrize("d", [7, 16, 65])
+def test_nothing_behind_the_last_row_is_read(d: int) -> None:
+    matrix = before_a_wall(np.random.default_rng(d).standard_normal((1003, d), np.float32))
+    codes, scales = (before_a_wall(array) for array in encode(matrix))
+    for one in (Scan(matrix), Scan(matrix, Codes.of(codes, scales, matrix))):
+        assert one.compile()
+        for start in (0, 990, 998, 999, 1000, 1001, 1002):
+            check(one, matrix, matrix[0], [(start, 1003)], NONE, 5)
 
 
 @needs_numba
