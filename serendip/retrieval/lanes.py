@@ -1,8 +1,8 @@
 """Four rows at a time: what the compiled scan (kernels.py) does in LLVM's vectors.
 
-Written as LLVM IR, since order counts: a score has to be numpy's to the bit, and numba's own
-loops would be vectorised in another order, or not at all. No operation may be reassociated or
-contracted: nothing here carries a fast-math flag. This module needs numba (extra ``fast``).
+Written as LLVM IR, since order counts: a score has to be numpy's to the bit, and numba has no word
+for the order in which a loop's sums are added. No operation may be reassociated or contracted:
+nothing here carries a fast-math flag. This module needs numba (extra ``fast``).
 """
 
 from __future__ import annotations
