@@ -6,9 +6,10 @@
     wide    slices of 39,063 of 10M items, one at a time: float32, 8-bit codes, faiss
     graph   hnswlib with a filter, on fewer items
 
-One thread; ours and each peer in turns in one process; CPU seconds. Ours are compared item by item
-with brute force on the same requests, peers too: their share of requests with the very items is
-a column. --plot draws how one request's time grows.
+Ours are compiled by numba, as in a server that has run for a while; without numba they are a row of
+their own. One thread; ours and each peer in turns in one process; CPU seconds. Ours are compared
+item by item with brute force on the same requests, peers too: their share of requests with the very
+items is a column. --plot draws how one request's time grows.
 """
 
 from __future__ import annotations
@@ -137,7 +138,6 @@ def show(found: dict[str, Any]) -> None:
             )  # fmt: skip
         wide_console.print(table)
         wide_console.print(f"not ruled out by codes, of k = 50: {got['looked_again']}")
-    wide_console.print("costs", found["wide"]["noise"]["costs"])
     graph = found.get("graph")
     if graph and "failed" not in graph:
         wide_console.print(

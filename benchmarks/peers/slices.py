@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from common.timing import interleaved, keep_memory
-from retrieval.costs import growth, measure_costs
+from retrieval.growth import growth
 from retrieval.ways import (
-    ALWAYS,
     Answers,
     Way,
     agreement,
@@ -31,6 +30,7 @@ from retrieval.ways import (
 from retrieval.world import Request, World, make_trained_like, world
 
 from serendip.retrieval.codes import Codes, encode
+from serendip.retrieval.compiled import write_bounds
 
 MOST = 4  # clusters a request
 CHECKED = 16  # requests whose items are compared with brute force
@@ -64,6 +64,7 @@ def narrow(of: World, plan: dict[str, Any], small: bool) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     peers: dict[str, Callable[[], Way]] = {
         "full scan and mask": lambda: full_scan(of, k),
+        "ours without numba": lambda: ours(of, k, only_numpy=True),
         "faiss IVF, preassigned": lambda: ivf(of, k),
         "faiss IVF SQ8, preassigned": lambda: ivf(of, k, coded=True),
         "faiss flat, IDSelectorRange": lambda: flat(of, k, by_range=True),
@@ -114,7 +115,7 @@ def wide(of: World, plan: dict[str, Any], noise: bool, found: dict[str, Any]) ->
     opened = time.process_time() - began
     requests = of.requests(256, together, 1)
     batches = cut(requests, 1)
-    plain, by_codes = {"ours": ours(of, k)}, {"ours": ours(of, k, coded, ALWAYS)}
+    plain, by_codes = {"ours": ours(of, k)}, {"ours": ours(of, k, coded)}
     result: dict[str, Any] = {
         "rows": int(np.mean([r.slices[0][1] - r.slices[0][0] for r in requests])),
         "encoded_s": encoded,
@@ -124,9 +125,9 @@ def wide(of: World, plan: dict[str, Any], noise: bool, found: dict[str, Any]) ->
     }
     if not noise:
         return result
-    result["costs"] = measure_costs(of.matrix, coded, k, plan["repetitions"])
     found["growth"] = growth(of, coded, plan["repetitions"])
     peers: dict[str, Callable[[], Way]] = {
+        "ours without numba": lambda: ours(of, k, only_numpy=True),
         "faiss flat, IDSelectorRange": lambda: flat(of, k, by_range=True),
         "faiss IVF, preassigned": lambda: ivf(of, k),
         "faiss IVF SQ8, preassigned": lambda: ivf(of, k, coded=True),
@@ -172,7 +173,7 @@ def looked_again(codes: Codes, of: World, requests: list[Request], k: int) -> di
     for r in requests[:CHECKED]:
         ((start, end),) = r.slices
         bounds = np.empty(end - start, np.float32)
-        codes.bounds(r.user)(start, end, bounds)
+        write_bounds(codes, r.user, start, bounds)
         scores = np.add.reduce(of.matrix[start:end] * r.user, axis=1)
         within.append(int((bounds >= np.partition(scores, -k)[-k]).sum()))
     return {"mean": float(np.mean(within)), "most": float(np.max(within))}

@@ -9,19 +9,26 @@ import numpy.typing as npt
 
 from retrieval.world import Float32, Request, World
 from serendip.retrieval.codes import Codes
-from serendip.retrieval.scan import Costs, Scan
+from serendip.retrieval.scan import Scan
 
 # The ranks that each request of a batch gets: int64[m] each, best first.
 Answers = list[npt.NDArray[np.int64]]
 Way = Callable[[Sequence[Request]], Answers]
 
 NONE = np.empty(0, np.int64)
-ALWAYS = Costs(coded_start=0, coded_row=0, rescored=0)
 
 
-def ours(world: World, k: int, codes: Codes | None = None, costs: Costs | None = None) -> Way:
+def compiled(matrix: Float32, codes: Codes | None = None) -> Scan:
+    """The scan of a server that has run for a while."""
+    scan = Scan(matrix, codes)
+    if not scan.compile():
+        raise SystemExit("numba cannot be used")
+    return scan
+
+
+def ours(world: World, k: int, codes: Codes | None = None, *, only_numpy: bool = False) -> Way:
     """The retriever's own scan."""
-    scan = Scan(world.matrix, codes, costs)
+    scan = Scan(world.matrix, only_numpy=True) if only_numpy else compiled(world.matrix, codes)
 
     def way(batch: Sequence[Request]) -> Answers:
         return [scan.best(r.user, r.slices, NONE, k).ranks for r in batch]

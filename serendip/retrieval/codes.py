@@ -16,7 +16,6 @@ This module knows no tree, no item ID and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from serendip.core import CorruptArtifact
-from serendip.retrieval.compiled import BoundsKernel, compiled_bounds
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
-Int16 = npt.NDArray[np.int16]
 
 CODES, SCALES = "items8.npy", "items8_scales.npy"
 CODED_FROM = 50_000  # items: no slice of a smaller matrix is worth them
 
 _MOST = 127
 _SMALLEST = np.float32(2.0**-126)
-_LARGE = 1e18
 _WIDTH = 16  # codes a row are a multiple of it, the rest 0: one register
 _ROWS_A_PASS = 1 << 16
 
@@ -50,7 +46,6 @@ class Codes:
         worst: see the module; rounded up.
         longest_codes: see the module; rounded up.
         longest: the largest Euclidean length of a row of the matrix, rounded up.
-        kernel: writes the bounds of rows.
     """
 
     codes: Int8
@@ -58,12 +53,9 @@ class Codes:
     worst: float
     longest_codes: float
     longest: float
-    kernel: BoundsKernel
 
     @classmethod
-    def of(
-        cls, codes: Int8, scales: Float32, matrix: Float32, kernel: BoundsKernel | None = None
-    ) -> Codes:
+    def of(cls, codes: Int8, scales: Float32, matrix: Float32) -> Codes:
         """Codes of a matrix float32[N, d]. All rows of both are read: the error is not
         believed but measured.
 
@@ -71,7 +63,7 @@ class Codes:
             CorruptArtifact: shapes or types are others, or codes and matrix disagree.
         """
         n, d = matrix.shape
-        width = _width(d)
+        width = code_width(d)
         if codes.dtype != np.int8 or codes.shape != (n, width) or not codes.flags.c_contiguous:
             raise _corrupt(CODES, f"must be int8[{n}, {width}], C-contiguous")
         if scales.dtype != np.float32 or scales.shape != (n, 2) or not scales.flags.c_contiguous:
@@ -93,10 +85,7 @@ class Codes:
         if worst > 0.51 * np.sqrt(width):
             raise _corrupt(CODES, "are not the codes of the matrix")
         up = 1.000001
-        return cls(
-            codes, scales, up * worst, up * longest_codes, up * longest,
-            kernel or compiled_bounds(width),
-        )  # fmt: skip
+        return cls(codes, scales, up * worst, up * longest_codes, up * longest)
 
     @classmethod
     def open(cls, folder: Path, matrix: Float32) -> Codes:
@@ -110,38 +99,11 @@ class Codes:
             raise _corrupt(CODES, f"cannot be read ({type(e).__name__}: {e})") from e
         return cls.of(codes, scales, matrix)
 
-    def hold_for(self, length: float) -> bool:
-        """Whether bounds hold for a user vector of this length: not where float32 ends."""
-        return 1 / _LARGE < length < _LARGE and self.longest < _LARGE
-
-    def bounds(self, user: Float32) -> Callable[[int, int, Float32], None]:
-        """A function (start, end, out float32[end - start]) that writes upper bounds of scores.
-
-        Args:
-            user: float32[d] that the codes ``hold_for``.
-        """
-        width = self.codes.shape[1]
-        u = np.zeros(width)
-        u[: len(user) - 1] = user[:-1]
-        # The largest whole numbers whose sum of products with any codes fits 32 bits.
-        most = min(np.iinfo(np.int16).max, np.iinfo(np.int32).max // (_MOST * width))
-        step = float(np.float32(np.abs(u).max() / most)) or 1.0
-        v = np.rint(u / step).clip(-most, most)
-        lost = float(np.linalg.norm(u - step * v))
-        error = 1.000001 * (self.worst * float(np.linalg.norm(u)) + self.longest_codes * lost)
-        whole, last = v.astype(np.int16), float(user[-1])
-        codes, scales, kernel = self.codes, self.scales, self.kernel
-
-        def write(start: int, end: int, out: Float32) -> None:
-            kernel(codes[start:end], whole, scales[start:end], step, error, last, out)
-
-        return write
-
 
 def encode(matrix: Float32) -> tuple[Int8, Float32]:
     """(codes int8[N, w], scales float32[N, 2]) of a finite matrix float32[N, d]."""
     n, d = matrix.shape
-    codes = np.zeros((n, _width(d)), np.int8)
+    codes = np.zeros((n, code_width(d)), np.int8)
     scales = np.empty((n, 2), np.float32)
     for at in range(0, n, _ROWS_A_PASS):
         part = slice(at, at + _ROWS_A_PASS)
@@ -161,16 +123,8 @@ def write_codes(folder: Path, matrix: Float32) -> None:
     np.save(folder / SCALES, scales, allow_pickle=False)
 
 
-def numpy_bounds(
-    codes: Int8, v: Int16, scales: Float32, t: float, e: float, last: float, out: Float32
-) -> None:
-    """What the compiled kernel does, readable; several times slower than float32."""
-    products = (codes.astype(np.int32) @ v.astype(np.int32)).astype(np.float32)
-    out[:] = scales[:, 0] * (np.float32(t) * products + np.float32(e))
-    out += scales[:, 1] * np.float32(last)
-
-
-def _width(d: int) -> int:
+def code_width(d: int) -> int:
+    """Codes of a row of d numbers."""
     return max(1, -(-(d - 1) // _WIDTH)) * _WIDTH
 
 

@@ -1,18 +1,21 @@
 """Exact top-k by dot product over slices of the item matrix, and only over them.
 
-Every way here has two steps. The first makes a bound for each item of the slices: a matrix-vector
-product in float32, or one of 8-bit codes (serendip/retrieval/codes.py), whichever its costs say is
-sooner. The second takes every item whose bound reaches the k-th best score and makes its score
-anew, each row in the same order of operations, whatever stands around it. So items and scores do
-not depend on how the slices are cut, which way was taken, which BLAS is there, or who else asked,
-and rows that are equal have equal scores.
+A score is the float32 sum of the float32 products of a row and the user vector, in the order of
+``np.add.reduce``. There are two ways to it. Compiled (kernels.py, with numba) it is one pass over
+the slices, or over their 8-bit codes and few rows (codes.py). By numpy it is two: a
+matrix-vector product bounds every score, and what a bound does not rule out is scored, each row in
+the same order of operations whatever stands around it. So items and scores do not depend on how the
+slices are cut, which way was taken, which BLAS is there, or who else asked, and rows that are
+equal have equal scores.
 
 This module knows no tree, no item ID and no model.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serendip.retrieval.codes import Codes
+from serendip.retrieval.compiled import Best, compiled_best, is_compiled
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -29,6 +33,7 @@ _ROUNDING = 2.0**-24  # of one operation in float32, relative
 _SMALLEST = 2.0**-126  # what a product may lose that is too small for float32
 _LOWEST = float(np.finfo(np.float32).min)
 _NO_OVERFLOW = 1e37  # scores that are bounded by this stay finite on the way
+_COMPILED_AT = 1000  # asks
 _FOLD = 64
 _FEW = 2048
 _ROWS_A_PASS = 1 << 16
@@ -47,55 +52,40 @@ class Top:
     scores: Float32
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What the two ways cost on one machine, in seconds; ``./build.sh bench retrieve`` measures it.
-
-    A row costs ``plain_row`` in float32 and ``coded_row`` by codes, which cost ``coded_start`` more
-    to begin with, and ``rescored`` for each row that is scored anew, about 1.5 k.
-
-    The defaults are of 2 busy cores of an AMD EPYC (Zen 3, AVX2), one thread, 65 columns and 10M
-    items that are not in the cache.
-    """
-
-    plain_row: float = 33e-9
-    coded_start: float = 74e-6
-    coded_row: float = 13e-9
-    rescored: float = 0.26e-6
-
-    def codes_pay(self, rows: int, k: int) -> bool:
-        """Whether codes are the sooner way for so many rows."""
-        return self.coded_start + _first_look(k) * self.rescored < rows * (
-            self.plain_row - self.coded_row
-        )
-
-
 class Scan:
     """An item matrix to be asked; its methods may be called by several threads."""
 
-    def __init__(
-        self,
-        matrix: Float32,
-        codes: Codes | None = None,
-        costs: Costs | None = None,
-    ):
+    def __init__(self, matrix: Float32, codes: Codes | None = None, *, only_numpy: bool = False):
         """
         Args:
             matrix: float32[N, d], C-contiguous, in item order, all finite.
-            codes: of the same rows; without them every slice is scanned in float32.
-            costs: by which a way is chosen.
+            codes: of the same rows, for the compiled way; without them it reads all in float32.
+            only_numpy: never compiled.
         """
         self._matrix = matrix
         self._codes = codes
-        self._costs = costs or Costs()
         # Of the longest row: by it, and the user's length, every rounding error is bounded.
         self._longest = _longest(matrix) if codes is None else codes.longest
+        self._asks = itertools.count(1)
+        self._only_numpy = only_numpy
+        self._compiled: Best | None = None
+        if is_compiled(matrix, codes):  # for another matrix with as many columns
+            self.compile()
+
+    def compile(self) -> bool:
+        """Compiles the scan now, in a second or two; False: there is no numba that can be used.
+
+        Otherwise a thread does so at the 1,000th ask, and numpy answers until then: a script that
+        asks a few times does not wait for it, nor does a server that starts.
+        """
+        if self._compiled is None and not self._only_numpy:
+            self._compiled = compiled_best(self._matrix, self._codes)
+        return self._compiled is not None
 
     def best(self, user: Float32, slices: Sequence[Slice], gone: Int64, k: int) -> Top:
         """The top k of the items of the slices, less those that are gone.
 
-        A score is the float32 sum of the float32 products of a row and the user vector. Where a
-        sum overflows to -inf or to no number, the item is never among them.
+        Where a sum overflows to -inf or to no number, the item is never among them.
 
         Args:
             user: float32[d], finite.
@@ -107,39 +97,18 @@ class Scan:
         rows = sum(end - start for start, end in slices)
         if not rows:
             return Top(np.empty(0, np.int64), np.empty(0, np.float32))
+        if self._compiled is not None:
+            return Top(*self._compiled(user, slices, gone, min(k, rows)))
+        if next(self._asks) == _COMPILED_AT:
+            threading.Thread(target=self.compile, name="compile-scan").start()
         wide = user.astype(np.float64)
         length = 1.001 * math.sqrt(wide.dot(wide))
         reach = self._longest * length  # no score is further from 0
-        # Between a bound of the first step and the score that the second makes.
-        slack = 4 * (len(user) + 8) * _ROUNDING * reach + len(user) * _SMALLEST
-        codes = self._codes
         if not reach < _NO_OVERFLOW:
             return self._best_of_all(user, slices, gone, k)
-        if codes is not None and codes.hold_for(length) and self._costs.codes_pay(rows, k):
-            return self._best_by_codes(codes, user, slices, gone, k, slack)
+        # Between a product of BLAS and a score.
+        slack = 4 * (len(user) + 8) * _ROUNDING * reach + len(user) * _SMALLEST
         return self._best_by_numpy(user, slices, gone, k, slack)
-
-    def _best_by_codes(
-        self, codes: Codes, user: Float32, slices: list[Slice], gone: Int64, k: int, slack: float
-    ) -> Top:
-        rows = sum(end - start for start, end in slices)
-        bound = codes.bounds(user)
-        bounds = np.empty(rows, np.float32)
-        at = 0
-        for start, end in slices:
-            bound(start, end, bounds[at : at + end - start])
-            at += end - start
-        _leave_out(bounds, slices, gone)
-        floor = floor_of(bounds, _first_look(k))
-        # Who has a bound below the floor must be proven to lie below the k-th score.
-        ranks = _ranks(reaching(bounds, floor), slices)
-        scores = self.scores(ranks, user)
-        if floor > _LOWEST:
-            needed = float(np.partition(scores, len(scores) - k)[len(scores) - k]) - slack
-            if needed < floor:
-                ranks = _ranks(reaching(bounds, needed), slices)
-                scores = self.scores(ranks, user)
-        return _ordered(ranks, scores, k)
 
     def _best_by_numpy(
         self, user: Float32, slices: list[Slice], gone: Int64, k: int, slack: float
@@ -155,7 +124,7 @@ class Scan:
         return _ordered(ranks, self.scores(ranks, user), k)
 
     def _best_of_all(self, user: Float32, slices: list[Slice], gone: Int64, k: int) -> Top:
-        """As ``best``, where no bound holds: every row is scored by the second step."""
+        """As ``best``, where no bound holds: every row is scored."""
         ranks = np.concatenate([np.arange(start, end) for start, end in slices])
         ranks = ranks[~np.isin(ranks, gone)]
         with np.errstate(all="ignore"):
@@ -222,11 +191,6 @@ def reaching(values: Float32, floor: float) -> Int64:
     row, column = np.nonzero(folded[:, columns])
     rest = np.flatnonzero(mask[width * _FOLD :]) + width * _FOLD
     return np.concatenate([row * width + columns[column], rest])
-
-
-def _first_look(k: int) -> int:
-    """How many are scored anew before the k-th score is known, where bounds are by codes."""
-    return k + k // 2 + 16
 
 
 def _leave_out(bounds: Float32, slices: Sequence[Slice], gone: Int64) -> None:

@@ -24,7 +24,7 @@ from serendip.core import CorruptArtifact, NotFound
 from serendip.progress import Tick
 from serendip.retrieval import export, fitting
 from serendip.retrieval.checkpoint import Epoch
-from serendip.retrieval.codes import CODES, SCALES, Codes, numpy_bounds, write_codes
+from serendip.retrieval.codes import CODES, SCALES, Codes, write_codes
 from serendip.retrieval.compiled import has_numba
 from serendip.retrieval.encoder import UserEncoder
 from serendip.retrieval.export import load_model, parity_error, write_retriever
@@ -161,7 +161,7 @@ def test_a_large_matrix_is_coded_as_well(
     monkeypatch.setattr(export, "CODED_FROM", 120)
     write_retriever(tmp_path, model, cyclic.tree, np.zeros(120, np.float32))
     matrix = np.load(tmp_path / "items.npy")
-    codes = Codes.of(np.load(tmp_path / CODES), np.load(tmp_path / SCALES), matrix, numpy_bounds)
+    codes = Codes.of(np.load(tmp_path / CODES), np.load(tmp_path / SCALES), matrix)
     assert codes.worst < 0.51 * np.sqrt(32)
 
 
