@@ -293,12 +293,9 @@ class _Connection(Endpoint[_Stream]):
 
     # --- frames in -----------------------------------------------------------------------------
 
-    def on_setting(self, key: int, value: int) -> None:
-        if key == f.MAX_CONCURRENT_STREAMS:
-            self._max_streams = max(1, value)
-            self._let_in()
-
-    def on_settings(self) -> None:
+    def on_settings(self, told: dict[int, int]) -> None:
+        self._max_streams = max(1, told.get(f.MAX_CONCURRENT_STREAMS, self._max_streams))
+        self._let_in()
         self.ready.set()
 
     def on_headers(self, flags: int, stream_id: int, block: bytes) -> None:

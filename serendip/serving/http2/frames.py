@@ -36,6 +36,8 @@ LARGEST_FRAME = (1 << 24) - 1
 LARGEST_WINDOW = (1 << 31) - 1
 STREAM_MASK = LARGEST_WINDOW
 
+_MOST_SETTINGS = 32
+
 # The length is two fields, for struct has none of three bytes.
 HEAD = struct.Struct(">HBBBL")
 NUMBER = struct.Struct(">L")
@@ -86,6 +88,22 @@ def settings(values: dict[int, int]) -> bytes:
     """A SETTINGS frame."""
     packed = b"".join([SETTING.pack(key, value) for key, value in values.items()])
     return frame(SETTINGS, 0, 0, packed)
+
+
+def read_settings(payload: bytes) -> dict[int, int]:
+    """What a SETTINGS frame says, the last of each. Raises ConnectionFault: it may not say so."""
+    if len(payload) % SETTING.size:
+        raise ConnectionFault(Reason.FRAME_SIZE_ERROR, "SETTINGS are pairs of 6 bytes")
+    if len(payload) > _MOST_SETTINGS * SETTING.size:
+        raise ConnectionFault(Reason.ENHANCE_YOUR_CALM, "too many settings at once")
+    told: dict[int, int] = {}
+    for key, value in SETTING.iter_unpack(payload):
+        if key == INITIAL_WINDOW_SIZE and value > LARGEST_WINDOW:
+            raise ConnectionFault(Reason.FLOW_CONTROL_ERROR, "a window of 2^31 or more")
+        if key == MAX_FRAME_SIZE and not DEFAULT_FRAME <= value <= LARGEST_FRAME:
+            raise ConnectionFault(Reason.PROTOCOL_ERROR, "frames of 2^14 to 2^24 - 1 bytes")
+        told[key] = value
+    return told
 
 
 def window_update(stream_id: int, more: int) -> bytes:
