@@ -15,6 +15,7 @@ import torch
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # K. Jordan et al. 2024, of the quintic iteration
 _ITERATIONS = 5
 _SMALLEST_NORM = 1e-7
+_TOGETHER = 1 << 22  # numbers that are stacked at most: large matrices gain nothing by company
 
 
 class Muon(torch.optim.Optimizer):
@@ -38,18 +39,26 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One step for every matrix that has a gradient."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[torch.nn.Parameter]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     alike.setdefault((min(matrix.shape), max(matrix.shape)), []).append(matrix)
-            for (_, longer), matrices in alike.items():
-                directions = orthogonalised(self._ahead(matrices, group["momentum"]))
-                for matrix, direction in zip(matrices, directions, strict=True):
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.add_(direction, alpha=-0.2 * math.sqrt(longer) * group["lr"])
+            for (shorter, longer), matrices in alike.items():
+                size = max(1, _TOGETHER // (shorter * longer))
+                for at in range(0, len(matrices), size):
+                    self._step(matrices[at : at + size], group)
+
+    def _step(self, matrices: Sequence[torch.nn.Parameter], group: dict[str, Any]) -> None:
+        """One step for matrices of one shape, or of its transpose."""
+        lr = group["lr"]
+        scale = 0.2 * math.sqrt(max(matrices[0].shape))
+        directions = orthogonalised(self._ahead(matrices, group["momentum"]))
+        for matrix, direction in zip(matrices, directions, strict=True):
+            matrix.mul_(1 - lr * group["weight_decay"])
+            matrix.add_(direction, alpha=-scale * lr)
 
     def _ahead(self, matrices: Sequence[torch.nn.Parameter], momentum: float) -> list[torch.Tensor]:
         """Gradients mixed with what their mean over the steps has become (Nesterov)."""

@@ -107,9 +107,12 @@ def build_optimizers(model: torch.nn.Module, stage: Stage) -> list[torch.optim.O
     if matrices:
         optimizers.append(Muon(matrices, lr=stage.muon_lr, weight_decay=_WEIGHT_DECAY))
     if rest:
+        # One call for all of them. On a GPU AdamW takes them together as it is, and fused it would
+        # want its counters there, where a state that is read back does not put them.
+        fused = all(p.device.type == "cpu" for p in rest)
         optimizers.append(
             torch.optim.AdamW(
-                rest, lr=stage.peak_lr, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95), fused=True
+                rest, lr=stage.peak_lr, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95), fused=fused
             )
         )
     return optimizers

@@ -31,13 +31,17 @@ def torchs(matrices):
 
 
 # In float32 the two differ by the rounding of torch's bfloat16.
-@pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 2e-3), (torch.float32, 5e-2)])
-def test_steps_are_those_of_torchs_muon(monkeypatch, dtype, within):
+@pytest.mark.parametrize(
+    ("dtype", "together", "within"),
+    [(torch.bfloat16, 1 << 22, 2e-3), (torch.bfloat16, 64, 2e-3), (torch.float32, 1 << 22, 5e-2)],
+)
+def test_steps_are_those_of_torchs_muon(monkeypatch, dtype, together, within):
     monkeypatch.setattr(muon, "_type_on", lambda device: dtype)
+    monkeypatch.setattr(muon, "_TOGETHER", together)
     ours = stepped(lambda matrices: Muon(matrices, lr=0.0, weight_decay=0.3, momentum=0.9))
     theirs = stepped(torchs)
     start = stepped(torchs, steps=0)
-    for a, b, before in zip(ours[:-1], theirs[:-1], start, strict=False):
+    for a, b, before in zip(ours[:-1], theirs[:-1], start[:-1], strict=True):
         assert (b - before).norm() > 0.1 * before.norm()
         assert (a - b).norm() < within * (b - before).norm()
     assert torch.equal(ours[-1], torch.ones(4, 8))
