@@ -1,4 +1,4 @@
-"""A pass of Gemma 3 over rows that are learnt from: transformers' numbers for half its time.
+"""A pass of Gemma 3 over rows that are learnt from: transformers' numbers with less work.
 
 A model of a hundred columns spends its passes on many small operations more than on products. So
 the last layer goes on with the tokens alone whose states are asked for, norms and rotations have
