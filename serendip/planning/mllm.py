@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from serendip.core import InvalidRequest
 from serendip.planning.checkpoint_files import check_checkpoint, find_checkpoint, refused
+from serendip.planning.gemma_pass import is_plain, states_at
 from serendip.planning.prompt import Prompt
 from serendip.planning.style import ANSWER, OPENED
 
@@ -34,6 +36,7 @@ Batch = dict[str, torch.Tensor]
 
 IGNORED = -100  # a label that the loss leaves out
 _PROBE = "zz"
+_KEPT_TEXTS = 16_384  # whose tokens are remembered
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -150,8 +153,17 @@ class Mllm:
 
     def tokens(self, text: str) -> list[int]:
         """Token IDs of a text that starts no sequence."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return list(self._tokens_of(text))
+
+    @cached_property
+    def _tokens_of(self) -> Callable[[str], tuple[int, ...]]:
+        """The same, kept: descriptions and looks are asked for over and over in training."""
+
+        @lru_cache(_KEPT_TEXTS)
+        def tokens_of(text: str) -> tuple[int, ...]:
+            return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+        return tokens_of
 
     def description_tokens(self, descriptions: Sequence[str]) -> list[list[int]]:
         """Token IDs of each description as it follows the answer's opening.
@@ -258,16 +270,29 @@ def answer_loss(
             the mean over tokens.
     """
     device = mllm.model.device
-    if "pixel_values" not in batch:
+    batch, labels = {k: v.to(device) for k, v in batch.items()}, labels.to(device)
+    wanted = labels[:, 1:] != IGNORED
+    logits = mllm.model.get_output_embeddings()(_states_before(mllm.model, batch, wanted)).float()
+    targets = labels[:, 1:][wanted]
+    if weights is None:
+        return functional.cross_entropy(logits, targets)
+    each = functional.cross_entropy(logits, targets, reduction="none")
+    return each @ weights.to(device).repeat_interleave(wanted.sum(dim=1))
+
+
+def _states_before(model: Any, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+    """float[N, D]: the last states of the tokens before the wanted ones.
+
+    Args:
+        batch: padded on the right.
+        wanted: bool[B, T - 1], of all tokens but the first.
+    """
+    pixels = batch.get("pixel_values")
+    if is_plain(model):
+        return states_at(model, batch["input_ids"], pixels, functional.pad(wanted, (0, 1)))
+    if pixels is None:
         # Nothing looks ahead but within a picture, so no token sees the padding behind it; and
         # without a mask attention is cheaper.
         batch = {"input_ids": batch["input_ids"]}
-    batch, labels = {k: v.to(device) for k, v in batch.items()}, labels.to(device)
-    hidden = mllm.model.model(**batch, use_cache=False).last_hidden_state
-    wanted = labels[:, 1:] != IGNORED
-    logits = mllm.model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
-    targets = labels[:, 1:][wanted]
-    if weights is None:
-        return torch.nn.functional.cross_entropy(logits, targets)
-    each = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return each @ weights.to(device).repeat_interleave(wanted.sum(dim=1))
+    states: torch.Tensor = model.model(**batch, use_cache=False).last_hidden_state[:, :-1][wanted]
+    return states

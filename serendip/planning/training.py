@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from serendip.core import InvalidRequest
+from serendip.planning.muon import Muon
 from serendip.planning.training_state import (
     Line,
     keep_weights,
@@ -104,19 +105,15 @@ def build_optimizers(model: torch.nn.Module, stage: Stage) -> list[torch.optim.O
         (matrices if plain else rest).append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=stage.muon_lr,
-                weight_decay=_WEIGHT_DECAY,
-                momentum=0.95,
-                nesterov=True,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(Muon(matrices, lr=stage.muon_lr, weight_decay=_WEIGHT_DECAY))
     if rest:
+        # One call for all of them. On a GPU AdamW takes them together as it is, and fused it would
+        # want its counters there, where a state that is read back does not put them.
+        fused = all(p.device.type == "cpu" for p in rest)
         optimizers.append(
-            torch.optim.AdamW(rest, lr=stage.peak_lr, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95))
+            torch.optim.AdamW(
+                rest, lr=stage.peak_lr, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.95), fused=fused
+            )
         )
     return optimizers
 

@@ -183,7 +183,6 @@ class Endpoint(asyncio.Protocol, Generic[S]):
                 self._frame(kind, flags, stream_id & f.STREAM_MASK, data[start:at])
             self._rest = data[at:]
         except ConnectionFault as fault:
-            self._rest = b""
             self.on_fault(fault)
         finally:
             self._corked = False
