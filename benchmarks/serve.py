@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import planner
 from serving import crosscheck, load, servers
-from serving.load import MANY
+from serving.load import MANY, SIXTEEN
 from serving.material import ROWS, SIZES, Size, make, one_user, root, users
 from serving.rounds import ECHO, MLSERVER, OURS, PYTRITON, Found, Plan, Setting, measure_round, run
 from serving.servers import Kind, Server
@@ -47,6 +48,7 @@ from serendip.wire import query_to_proto
 # Batch sizes and windows in microseconds that the peers are tuned over, on the small catalogue.
 TRIED = ((8, 0), (16, 0), (16, 1000), (32, 0), (32, 1000), (64, 0))
 TURNS = 3
+ASKS, COMPILES_S = 1100, 10.0
 UNTUNED = (32, 0)  # for --quick
 
 
@@ -76,6 +78,7 @@ def main() -> None:
     found = Found()
     with servers.running(kinds) as started:
         check(started, setting, plan)
+        compile_scans(started, setting)
         guesses: dict[tuple[str, str], float] = {}
         for turn in range(plan.rounds):
             console.print(f"round {turn + 1} of {plan.rounds}")
@@ -163,6 +166,16 @@ def check(started: Sequence[Server], setting: Setting, plan: Plan) -> None:
         if not all(crosscheck.agree(some, expected) for some in answers):
             sys.exit(f"{name} answers otherwise than the ranker in process")
     console.print(f"every server answers {plan.checked} users as the ranker does")
+
+
+def compile_scans(started: Sequence[Server], setting: Setting) -> None:
+    """Every ranker has its scan compiled, which a thread does at the 1,000th ask."""
+    for server in started:
+        if server.kind.name != ECHO:
+            run(server, setting, SIXTEEN, ASKS)
+    for _ in range(ASKS):
+        setting.ranker.find([setting.one])
+    time.sleep(COMPILES_S)
 
 
 # --- what came of it ---------------------------------------------------------------------

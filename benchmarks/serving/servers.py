@@ -29,13 +29,13 @@ _LONGEST_START_S = 180
 MLSERVER = environment.Apart(
     "mlserver",
     sys.executable,
-    ("mlserver==1.7.1", "onnxruntime-gpu==1.31.1", "pyarrow==26.0.1"),
+    ("mlserver==1.7.1", "onnxruntime-gpu==1.31.1", "pyarrow==26.0.1", "numba==0.68.1"),
 )
 # Triton's stub process is linked against Debian's libpython. PyTriton keeps numpy below 2.
 PYTRITON = environment.Apart(
     "pytriton",
     "/usr/bin/python3.11",
-    ("nvidia-pytriton==0.7.0", "onnxruntime-gpu==1.31.1", "pyarrow==21.0.0"),
+    ("nvidia-pytriton==0.7.0", "onnxruntime-gpu==1.31.1", "pyarrow==21.0.0", "numba==0.68.1"),
 )
 
 
