@@ -47,11 +47,22 @@ def encode_rows(rows: Iterable[bytes | status_pb2.Status]) -> bytes:
 
 
 def _candidates(found: Found) -> bytes:
-    names, packed = found.item_ids, struct.pack(f"<{len(found)}f", *found.scores)
-    scores = [_SCORE + packed[at : at + 4] for at in range(0, len(packed), 4)]
-    tails = list(map(_tail, found.node_ids, found.widened, found.fresh or repeat(False)))
-    heads = map(_head, map(len, names), map(len, tails))
-    return b"".join(chain.from_iterable(zip(heads, names, scores, tails, strict=True)))
+    names, n = found.item_ids, len(found)
+    packed = struct.pack(f"<{n}f", *found.scores)
+    scores = struct.unpack("4s" * n, packed)
+    if found.own == n and not found.fresh:  # nearly always: of few nodes, and none is widened to
+        of_node = {node: _tail(node, False, False) for node in set(found.node_ids)}
+        tails = [of_node[node] for node in found.node_ids]
+    else:
+        tails = list(map(_tail, found.node_ids, found.widened, found.fresh or repeat(False)))
+    lengths, behind = set(map(len, names)), set(map(len, tails))
+    heads: Iterable[bytes]
+    if len(lengths) == len(behind) == 1:
+        heads = repeat(_head(lengths.pop(), behind.pop()), n)
+    else:
+        heads = map(_head, map(len, names), map(len, tails))
+    parts = zip(heads, names, repeat(_SCORE, n), scores, tails, strict=True)
+    return b"".join(chain.from_iterable(parts))
 
 
 @lru_cache(maxsize=4096)
