@@ -23,7 +23,8 @@ from serendip.core import (
 )
 from serendip.serving.errors import status_of
 from serendip.serving.handlers import Call, Metadata
-from serendip.serving.http2.client import CallFailed, Channel
+from serendip.serving.http2.client import Channel
+from serendip.serving.http2.client_connection import CallFailed
 from serendip.serving.telemetry import SECONDS
 from serendip.v1 import planner_pb2, recommender_pb2
 from serendip.wire import error_from_rpc

@@ -72,8 +72,15 @@ class Call:
 
 
 def _is_trace(key: str, value: str | bytes) -> bool:
-    # What is no text of a header would have the call that carries it on refused.
-    return key in _TRACE_KEYS and isinstance(value, str) and value.isascii() and value.isprintable()
+    # What is no text of a header would have the call that carries it on refused; W3C has at most
+    # 512 characters.
+    return (
+        key in _TRACE_KEYS
+        and isinstance(value, str)
+        and len(value) <= 512
+        and value.isascii()
+        and value.isprintable()
+    )
 
 
 Handle = Callable[[Any, Call], Awaitable[Any]]

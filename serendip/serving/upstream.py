@@ -61,8 +61,10 @@ class Upstream:
 
 def _host_and_port(upstream: Upstream) -> tuple[str, int]:
     host, _, port = upstream.address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    bracketed = host[:1] == "[" and host[-1:] == "]"
+    host = host[1:-1] if bracketed else host
+    named = host and not set(host) & set("/[] ") and (bracketed or ":" not in host)
+    if not named or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidRequest(
             "must be HOST:PORT",
             field=upstream.flag,

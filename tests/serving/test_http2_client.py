@@ -19,7 +19,8 @@ from serendip.core import Overloaded
 from serendip.serving.fronts import Front
 from serendip.serving.handlers import Service
 from serendip.serving.http2 import frames as f
-from serendip.serving.http2.client import CallFailed, Channel, Target
+from serendip.serving.http2.client import Channel, Target
+from serendip.serving.http2.client_connection import CallFailed
 from serendip.serving.http2.headers import literal
 from serendip.serving.http2.messages import timeout_text
 from serendip.serving.server import Running, ServerOptions
@@ -187,6 +188,72 @@ def test_a_server_that_goes_away_between_two_calls_costs_no_call() -> None:
         asyncio.run(main(running.port))
 
 
+def test_large_calls_at_once_wait_for_each_other_and_not_for_ever() -> None:
+    class Echo(toy.Toy):
+        async def Retrieve(self, request: Any, call: Any) -> Any:
+            return request.SerializeToString()
+
+    async def main(port: int) -> None:
+        async with channel(port) as to:
+            request = toy.request("x" * 1_000_000).SerializeToString()
+            answers = await asyncio.gather(*(to.unary(PATH, request, 20) for _ in range(40)))
+            assert set(answers) == {request}
+
+    with in_thread(lambda: Echo().services()) as running:
+        asyncio.run(main(running.port))
+
+
+def test_who_waits_for_a_turn_is_first_come_first_served() -> None:
+    async def main(port: int, servicer: toy.Toy) -> None:
+        done: list[int] = []
+
+        async def one(to: Channel, n: int) -> None:
+            await ask(to, "ok")
+            done.append(n)
+
+        async with channel(port) as to:
+            await ask(to, "ok")  # the bound is known
+            await asyncio.gather(*(one(to, n) for n in range(200)))
+            assert done == sorted(done)
+            # One that gives up while it waits, or when its turn comes, costs no other's turn.
+            calls = [asyncio.create_task(one(to, n)) for n in range(30)]
+            await asyncio.sleep(0)
+            for call in calls[3:20]:
+                call.cancel()
+            await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+
+    with server(max_streams=3) as (running, servicer):
+        asyncio.run(main(running.port, servicer))
+
+
+def test_a_call_whose_headers_are_too_large_costs_no_other() -> None:
+    async def main(port: int) -> None:
+        async with channel(port) as to:
+            others = [asyncio.create_task(ask(to, "ok")) for _ in range(3)]
+            with failure("INTERNAL"):
+                await ask(to, "ok", metadata=(("x", "y" * 20_000),))
+            await asyncio.gather(*others)
+
+    with server() as (running, _):
+        asyncio.run(main(running.port))
+
+
+def test_a_channel_that_is_closed_ends_its_calls_and_makes_none() -> None:
+    async def main(port: int) -> None:
+        to = channel(port)
+        call = asyncio.create_task(ask(to, "wait"))
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(to.close(), 5)
+        with failure("UNAVAILABLE"):
+            await call
+        with failure("UNAVAILABLE"):
+            await ask(to, "ok")
+        assert not to._alive
+
+    with server() as (running, _):
+        asyncio.run(main(running.port))
+
+
 def test_a_timeout_has_eight_digits_at_the_most() -> None:
     assert timeout_text(0) == "1u"
     assert timeout_text(0.25) == "250000u"
@@ -232,6 +299,8 @@ BAD = {
     "a reset for no known reason": (HELLO + f.frame(f.RST_STREAM, 0, 1, b"\0\0\1\0"), "INTERNAL"),
     "another's stream": (HELLO + f.frame(f.DATA, 0, 9, b"x"), "INTERNAL"),
     "a broken block": (HELLO + headers(b"\xff"), "INTERNAL"),
+    "a status that nobody knows": (HELLO + trailers((b"grpc-status", b"42")), "UNKNOWN"),
+    "hints, and no more": (HELLO + headers(b"\x08\x03103"), "DEADLINE_EXCEEDED"),
     "a push": (HELLO + f.frame(f.PUSH_PROMISE, 4, 1, bytes(4)), "INTERNAL"),
 }  # fmt: skip
 
@@ -272,27 +341,27 @@ def test_a_server_that_is_no_good_fails_the_call_in_time(what: str) -> None:
     async def call(port: int, came: list[int]) -> None:
         async with channel(port) as to:
             with failure(code):
-                await to.unary(PATH, b"", 10)
+                await to.unary(PATH, b"", 1)
 
     by(answer, call)
 
 
-def test_what_was_refused_or_never_looked_at_is_tried_once_more() -> None:
-    for answer in (
-        f.rst_stream(1, f.Reason.REFUSED_STREAM),
-        f.goaway(0, f.Reason.NO_ERROR),
-        trailers((b"grpc-status", b"14")),
+def test_what_was_refused_or_never_looked_at_is_tried_again() -> None:
+    for answer, tries in (
+        (f.rst_stream(1, f.Reason.REFUSED_STREAM), 2),  # the second is another stream's
+        (f.goaway(0, f.Reason.NO_ERROR), 6),  # nothing was begun: some more may be tried
+        (trailers((b"grpc-status", b"14")), 2),
     ):
         asked: list[int] = []
 
         async def call(port: int, came: list[int], asked: list[int] = asked) -> None:
             async with channel(port) as to:
                 with pytest.raises(CallFailed):
-                    await to.unary(PATH, b"", 0.5)
+                    await to.unary(PATH, b"", 2)
                 asked += came
 
         by(HELLO + answer, call)
-        assert len(asked) == 2
+        assert len(asked) == tries
 
 
 def test_a_full_queue_is_the_callers_to_wait_for() -> None:

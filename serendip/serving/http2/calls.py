@@ -233,12 +233,6 @@ class _Exchange:
 
     def _close_by(self, block: bytes) -> None:
         self._stream.end(RESPONSE + block)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Nothing is waited for any more, where all has been sent."""
-        if self._stream.closed:
-            self._timer.cancel()
 
     def _end(self, code: str, error: BaseException | None = None) -> float:
         """Counts the end, once; returns the seconds that it took."""
@@ -323,7 +317,6 @@ class _Unary(_Exchange):
         self._end("OK")
         trailers = ok_trailers(self.call.request_id.encode())
         self._stream.answer(RESPONSE, message(response), trailers)
-        self._let_go()
 
     def _end(self, code: str, error: BaseException | None = None) -> float:
         seconds = super()._end(code, error)
@@ -390,17 +383,16 @@ class _Streaming(_Exchange):
                 self._end("OK")
                 trailers = ok_trailers(self.call.request_id.encode())
                 stream.end(trailers if self._sent else RESPONSE + trailers)
-                self._let_go()
 
     async def _read(self) -> AsyncIterator[Any]:
         while (raw := await self._requests.get()) is not None:
             self._queued -= len(raw)
-            self._hold(self._held - len(raw))
+            if not self._over:
+                self._hold(self._held - len(raw))
             yield decoded(self._method, raw)
 
     def _close_by(self, block: bytes) -> None:
         self._stream.end(block if self._sent else RESPONSE + block)
-        self._let_go()
 
 
 def _failure(error: BaseException, call: Call) -> tuple[str, bytes]:

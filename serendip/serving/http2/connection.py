@@ -26,6 +26,7 @@ T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
 _GOING_S = 1.0  # for a client to have read that it should go away
+_TURNS = 30
 _GOING, _GONE = b"go away?", b"read it?"
 
 
@@ -36,7 +37,7 @@ class Receiver(Protocol):
         """More of the request's body; ``ended``: and there is no more."""
 
     def gone(self) -> None:
-        """The caller has given up, or its connection is lost: nothing can be sent any more."""
+        """Nothing can be sent any more: all was, or the caller has given up, or is lost."""
 
 
 class Application(Protocol[T_contra]):
@@ -254,8 +255,10 @@ class Connection(Endpoint[Stream], Generic[T]):
             self.write(f.rst_stream(stream.id, Reason.NO_ERROR))
         self._patience.earn()
         stream.close()
-        stream.receiver = None  # neither waits for a collector of cycles
         self.streams.pop(stream.id, None)
+        receiver, stream.receiver = stream.receiver, None  # nor waits for a collector of cycles
+        if receiver is not None:
+            receiver.gone()
         self._close_if_going()
 
     def _drop(self, stream: Stream) -> None:
@@ -297,7 +300,14 @@ class Connection(Endpoint[Stream], Generic[T]):
             # the kernel throw away what is on its way to it.
             self._closing = True
             self.write(f.frame(f.PING, 0, 0, _GONE))
-            self._going = self._loop.call_later(_GOING_S, self.close)
+            self._going = self._loop.call_later(_GOING_S, self._close_if_silent, _TURNS)
+
+    def _close_if_silent(self, turns: int) -> None:
+        """Closes, unless the client still reads, which is heard; in the end in any case."""
+        if turns and self._loop.time() - self.heard < _GOING_S:
+            self._going = self._loop.call_later(_GOING_S, self._close_if_silent, turns - 1)
+        else:
+            self.close()
 
     @property
     def idle(self) -> bool:

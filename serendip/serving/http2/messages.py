@@ -173,7 +173,8 @@ class Outcome:
     def status(self) -> tuple[int, str]:
         """The code and the details that a call ends with, if these are its last headers."""
         if self.code is not None:
-            return self.code, self.details
+            known = self.code in code_pb2.Code.values()
+            return self.code if known else int(code_pb2.UNKNOWN), self.details
         if self.http_status not in (None, 200):
             code = _OF_HTTP.get(self.http_status or 0, code_pb2.UNKNOWN)
             return code, f"the server answered with {self.http_status} of HTTP"
