@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, repeat
 
+import numpy as np
 from google.rpc import status_pb2
 
 from serendip.core import Versions
@@ -49,20 +50,25 @@ def encode_rows(rows: Iterable[bytes | status_pb2.Status]) -> bytes:
 def _candidates(found: Found) -> bytes:
     names, n = found.item_ids, len(found)
     packed = struct.pack(f"<{n}f", *found.scores)
-    scores = struct.unpack("4s" * n, packed)
     if found.own == n and not found.fresh:  # nearly always: of few nodes, and none is widened to
         of_node = {node: _tail(node, False, False) for node in set(found.node_ids)}
         tails = [of_node[node] for node in found.node_ids]
     else:
         tails = list(map(_tail, found.node_ids, found.widened, found.fresh or repeat(False)))
     lengths, behind = set(map(len, names)), set(map(len, tails))
-    heads: Iterable[bytes]
-    if len(lengths) == len(behind) == 1:
-        heads = repeat(_head(lengths.pop(), behind.pop()), n)
-    else:
-        heads = map(_head, map(len, names), map(len, tails))
+    if len(lengths) == len(behind) == 1:  # nearly always: all of one length, a table
+        before = _head(lengths.pop(), behind.pop())
+        columns = (before * n, b"".join(names), _SCORE * n, packed, b"".join(tails))
+        return _side_by_side(columns, n)
+    heads, scores = map(_head, map(len, names), map(len, tails)), struct.unpack("4s" * n, packed)
     parts = zip(heads, names, repeat(_SCORE, n), scores, tails, strict=True)
     return b"".join(chain.from_iterable(parts))
+
+
+def _side_by_side(columns: Iterable[bytes], n: int) -> bytes:
+    """Rows of n, of columns that hold n values of one length each."""
+    values = [np.frombuffer(column, np.uint8).reshape(n, -1) for column in columns]
+    return np.concatenate(values, axis=1).tobytes()
 
 
 @lru_cache(maxsize=4096)

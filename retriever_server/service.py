@@ -13,6 +13,7 @@ from itertools import islice
 from google.rpc import status_pb2
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from retriever_server.decode import decode_batch, decode_request, read_query
 from retriever_server.encode import encode_found, encode_rows
 from serendip.core import (
     RetrievalQuery,
@@ -28,7 +29,7 @@ from serendip.serving.errors import status_of
 from serendip.serving.handlers import Call, Service, service_of
 from serendip.serving.telemetry import BatchMetrics, ServerMetrics
 from serendip.v1 import retriever_pb2
-from serendip.wire import query_from_proto, versions_to_proto
+from serendip.wire import versions_to_proto
 from serendip.wire_filters import attributes_to_proto
 
 MAX_BATCH = 16
@@ -176,7 +177,9 @@ class RetrieverService:
 
     def services(self) -> list[Service]:
         """What a front serves."""
-        return [service_of(retriever_pb2.DESCRIPTOR.services_by_name["Retriever"], self)]
+        descriptor = retriever_pb2.DESCRIPTOR.services_by_name["Retriever"]
+        decode = {"Retrieve": decode_request, "RetrieveBatch": decode_batch}
+        return [service_of(descriptor, self, decode)]
 
     @property
     def serving(self) -> Serving:
@@ -197,7 +200,7 @@ class RetrieverService:
     # --- decode --------------------------------------------------------------------------
 
     def _read(self, request: retriever_pb2.RetrieveRequest) -> Row:
-        query = query_from_proto(request)
+        query = read_query(request)
         return self._serving.ranker(request.tree_version), query
 
     def _read_all(self, request: retriever_pb2.RetrieveBatchRequest) -> list[Row | SerendipError]:

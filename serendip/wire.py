@@ -7,7 +7,8 @@ tiers become one answer is wire_recommend.py's. Knows no channel, no servicer an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -121,8 +122,7 @@ def history_from_proto(
     """
     events = list(history)  # once: every walk over the field itself makes the events anew
     item_ids = tuple([event.item_id for event in events])
-    check_length(item_ids, "history", 0, MAX_HISTORY)
-    check_ids(item_ids, "history", part=".item_id")
+    check_history(item_ids)
     timestamps = [event.timestamp_ms for event in events]
     if any(timestamps):
         _check_order(timestamps)
@@ -131,6 +131,12 @@ def history_from_proto(
         return item_ids, ()
     satisfaction = [e.satisfaction if has else 1.0 for e, has in zip(events, given, strict=True)]
     return item_ids, tuple(satisfaction)
+
+
+def check_history(item_ids: Sequence[str]) -> None:
+    """Raises InvalidRequest: too many events, or an item ID that is none."""
+    check_length(tuple(item_ids), "history", 0, MAX_HISTORY)
+    check_ids(item_ids, "history", part=".item_id")
 
 
 def _check_order(timestamps_ms: Sequence[int]) -> None:
@@ -151,8 +157,14 @@ def _check_order(timestamps_ms: Sequence[int]) -> None:
 # --- retrieval ---------------------------------------------------------------------------
 
 
-def query_from_proto(request: retriever_pb2.RetrieveRequest) -> RetrievalQuery:
+def query_from_proto(
+    request: retriever_pb2.RetrieveRequest,
+    read_history: Callable[[Any], tuple[tuple[str, ...], tuple[float, ...]]] = history_from_proto,
+) -> RetrievalQuery:
     """Checks and reads a request; whether its nodes and its tree exist is the server's to say.
+
+    Args:
+        read_history: reads the field ``history`` as ``history_from_proto`` does.
 
     Raises:
         InvalidRequest: naming the field, for everything that RetrieveRequest's comments call
@@ -162,7 +174,7 @@ def query_from_proto(request: retriever_pb2.RetrieveRequest) -> RetrievalQuery:
         raise InvalidRequest(
             "is required", field="tree_version", remedy="Send the tree_version of the plan."
         )
-    history, satisfaction = history_from_proto(request.history)
+    history, satisfaction = read_history(request.history)
     query = RetrievalQuery(
         history=history,
         node_ids=tuple(request.node_ids),

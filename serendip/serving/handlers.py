@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,18 +145,25 @@ class Service:
     max_request_bytes: int | None = None
 
 
-def service_of(descriptor: ServiceDescriptor, servicer: object) -> Service:
+def service_of(
+    descriptor: ServiceDescriptor,
+    servicer: object,
+    decode: Mapping[str, Callable[[bytes], Any]] | None = None,
+) -> Service:
     """The service that a servicer serves: the methods of the descriptor that it has.
 
     A method that it lacks is not served: a front answers it as unimplemented.
+
+    Args:
+        decode: of methods by name; of others it is their message's own.
     """
     methods = []
     for method in descriptor.methods:
         handle = getattr(servicer, method.name, None)
         if handle is None:
             continue
-        request = message_factory.GetMessageClass(method.input_type)
-        methods.append(Method(method.name, handle, request.FromString, encoded))
+        own = message_factory.GetMessageClass(method.input_type).FromString
+        methods.append(Method(method.name, handle, (decode or {}).get(method.name, own), encoded))
     return Service(descriptor.full_name, tuple(methods))
 
 
