@@ -10,7 +10,7 @@ import numpy as np
 from serving.budget import measure_budget
 from serving.load import FEW, MANY, Ran
 from serving.material import ROWS
-from serving.rounds import BATCH, ECHO, MLSERVER, OURS, PLAIN, PYTRITON, Found, Setting
+from serving.rounds import BATCH, MLSERVER, OURS, PLAIN, PYTRITON, Found, Setting
 
 
 def budgets(setting: Setting, found: Found) -> dict[str, dict[str, float]]:
@@ -19,13 +19,11 @@ def budgets(setting: Setting, found: Found) -> dict[str, dict[str, float]]:
         "one user a call": ([setting.one] * ROWS, found.median(OURS, MANY, lambda r: r.cpu_us)),
         "32 users a call": (setting.rows, found.median(BATCH, FEW, lambda r: r.cpu_us) / ROWS),
     }
-    bare = found.median(ECHO, MANY, lambda r: r.cpu_us)
     columns = {}
     for name, (rows, whole) in wholes.items():
         parts = measure_budget(setting.ranker, rows)
-        grpc = bare if rows is not setting.rows else 0.0  # of 32 users: with the rest
-        column = {"grpc.aio without work": grpc, **vars(parts)}
-        column |= {"batching, metrics, all else": whole - parts.sum - grpc, "whole": whole}
+        rest = {"front, batching, metrics, all else": whole - parts.sum, "whole": whole}
+        column = vars(parts) | rest
         columns[name] = {part: round(us, 1) for part, us in column.items()}
     return columns
 
