@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_server_flags(port=50052, max_in_flight=256, max_request_mib=4)
+@with_server_flags(port=50052, max_request_mib=4)
 def main(
     artifacts: Annotated[Path, typer.Option(help="The folder with the artefacts.")],
     server: ServerFlags,
