@@ -115,7 +115,7 @@ def test_reloads_under_load_fail_no_call_and_mix_no_release(stage: Stage) -> Non
 def test_overload_is_shed_and_the_rest_is_answered(stage: Stage) -> None:
     # Many rows, each cut to one cluster: a client in Python cannot offer the cheap ones threefold.
     requests = stage.requests(items=256, k=1)
-    with stage.server("--max-pending", "32", "--max-in-flight", "32") as server:
+    with stage.server("--max-in-flight", "32") as server:
         load = {"method": PLAN, "checked": False, "connections": 16}
         most = run(
             server.address, requests, stage.seconds(0.7, 8), in_flight=24, deadline_s=5, **load

@@ -194,7 +194,7 @@ SHORT: dict[str, dict[str, Any]] = {
 def test_overload_is_shed_and_the_rest_is_answered(stage: Stage, short: str) -> None:
     requests = stage.requests(which=(1,), gap=0.0, **SHORT[short])
     deadline_s = 0.25
-    with stage.server("--max-pending", "32") as server:
+    with stage.server() as server:
         load = {"deadline_s": 5, "checked": False, "connections": 16}
         most = 200.0
         if stage.full:
