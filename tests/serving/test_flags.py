@@ -35,7 +35,7 @@ from serendip.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 OLD, NEW = "old0" * 8, "new1" * 8
 OWN = {
     "planner_server": {"port": 50051},
-    "retriever_server": {"port": 50052, "max_in_flight": 256, "max_request_mib": 4},
+    "retriever_server": {"port": 50052, "max_request_mib": 4},
 }
 
 
