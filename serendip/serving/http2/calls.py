@@ -300,7 +300,11 @@ class _Unary(_Exchange):
             self._fail(error)
 
     async def _run(self, request: Any) -> None:
+        deadline = self.call.deadline
         try:
+            if deadline is not None and deadline <= time.monotonic():
+                # Calls that take long kept the event loop from its timers.
+                raise DeadlineSpent("the deadline passed before the call had its turn")
             response = self._method.encode(await self._method.handle(request, self.call))
             if not self._over:
                 self._respond(response)
