@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from google.rpc import code_pb2
 from prometheus_client import CollectorRegistry, Histogram
 
 from planner_server.deadlines import waits_until
@@ -195,6 +196,11 @@ def _left_s(until: float) -> float:
 
 
 def _typed(failed: CallFailed) -> SerendipError:
+    if failed.code == code_pb2.UNIMPLEMENTED:  # a server of another kind, or an older one
+        return NotReady(
+            f"what is at the retriever's address is none ({failed.details})",
+            remedy="Look at --retriever.",
+        )
     typed = error_from_rpc(failed.code, failed.details, failed.trailers)
     if isinstance(typed, Unauthenticated):  # none of the caller's, whose own token was good
         return NotReady(

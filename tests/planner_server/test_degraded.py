@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,15 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             await sink.drain()
 
 
+@contextlib.contextmanager
+def kept_free(port: int) -> Iterator[None]:
+    """Nobody is given a port that nobody listens at; who asks for it by number may have it."""
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(("127.0.0.1", port))
+        yield
+
+
 # --- the retriever -----------------------------------------------------------------------------
 
 
@@ -108,22 +118,34 @@ def test_a_retriever_that_is_away_is_told_at_once_and_found_again(serving: Any) 
                 client = AsyncSerendipClient(planner.address, timeout_s=LONG_S)
                 async with client:
                     assert (await client.recommend([], STORED, 3)).candidates
-        async with planner_server(serving, address) as (planner, _):
-            client = AsyncSerendipClient(planner.address, address, timeout_s=LONG_S)
-            async with client:
-                for via in ("server", "client"):
-                    with pytest.raises(NotReady):
-                        await client.recommend([], STORED, 3, via=via)
-                rows = await client.recommend_batch([RecommendQuery([], STORED, 3)] * 2)
-                assert [type(row.error) for row in rows] == [NotReady, NotReady]
-                (row,) = await client.plan([STORED])
-                assert row.source is PlanSource.STORE
-                options = ServerOptions(port=port)
-                async with serve("retriever", retriever_service(TREE).services(), options):
-                    while True:
-                        with contextlib.suppress(NotReady):
-                            assert (await client.recommend([], STORED, 3)).candidates
-                            break
+        with kept_free(port):
+            async with planner_server(serving, address) as (planner, _):
+                client = AsyncSerendipClient(planner.address, address, timeout_s=LONG_S)
+                async with client:
+                    for via in ("server", "client"):
+                        with pytest.raises(NotReady):
+                            await client.recommend([], STORED, 3, via=via)
+                    rows = await client.recommend_batch([RecommendQuery([], STORED, 3)] * 2)
+                    assert [type(row.error) for row in rows] == [NotReady, NotReady]
+                    (row,) = await client.plan([STORED])
+                    assert row.source is PlanSource.STORE
+                    options = ServerOptions(port=port)
+                    async with serve("retriever", retriever_service(TREE).services(), options):
+                        while True:
+                            with contextlib.suppress(NotReady):
+                                assert (await client.recommend([], STORED, 3)).candidates
+                                break
+
+    running(body)
+
+
+def test_a_server_of_another_kind_at_the_retrievers_address_is_named(serving: Any) -> None:
+    async def body() -> None:
+        async with planner_server(serving, "127.0.0.1:1") as (other, _):
+            async with planner_server(serving, other.address) as (planner, _):
+                async with AsyncSerendipClient(planner.address, timeout_s=LONG_S) as client:
+                    with pytest.raises(NotReady, match="Look at --retriever"):
+                        await client.recommend([], STORED, 3)
 
     running(body)
 
