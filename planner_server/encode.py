@@ -12,19 +12,19 @@ from serendip.core import PlanSource, Versions
 from serendip.serving.errors import OK_STATUS
 from serendip.v1 import planner_pb2
 from serendip.wire import versions_to_proto
-from serendip.wire_bytes import LENGTH_PREFIXED, key, varint
+from serendip.wire_bytes import LENGTH_PREFIXED, VARINT, key, varint
 from serendip.wire_plans import source_to_proto
 
 _ROW = key("rows", planner_pb2.PlanResponse, LENGTH_PREFIXED)
+_LEFT_OUT = key("left_out", planner_pb2.PlanRow, VARINT)
 _PLAN = bytes([key("plan", planner_pb2.PlanRow, LENGTH_PREFIXED)])
 
 
-@lru_cache(maxsize=16)
-def head_of_stored(versions: Versions) -> bytes:
-    """What all PlanRows of stored plans have in common: OK, the source, the versions."""
+def head_of(source: PlanSource, versions: Versions) -> bytes:
+    """What all PlanRows of one source and its versions have in common: OK and these."""
     row = planner_pb2.PlanRow(
         status=OK_STATUS,
-        source=source_to_proto(PlanSource.STORE),
+        source=source_to_proto(source),
         versions=versions_to_proto(versions),
     )
     data: bytes = row.SerializeToString()
@@ -32,14 +32,20 @@ def head_of_stored(versions: Versions) -> bytes:
 
 
 def encode_stored(plan: bytes, head: bytes, age_s: int) -> bytes:
-    """The PlanRow of a stored plan, of which nothing is left out.
+    """The PlanRow of a plan of which nothing is left out.
 
     Args:
         plan: a serialised serendip.v1.Plan.
-        head: of ``head_of_stored``.
+        head: of ``head_of``.
         age_s: whole seconds since it was made; below 0, where clocks differ, it is 0.
     """
     return _before_plan(head, age_s, len(plan)) + plan
+
+
+def encode_row(plan: bytes, head: bytes, age_s: int, left_out: int) -> bytes:
+    """As ``encode_stored``, where the options left so many clusters out."""
+    row = encode_stored(plan, head, age_s)
+    return b"%b%c%b" % (row, _LEFT_OUT, varint(left_out)) if left_out else row
 
 
 def encode_response(rows: Iterable[bytes]) -> bytes:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from planner_server.deadlines import waits_until
-from planner_server.encode import encode_stored, head_of_stored
+from planner_server.encode import encode_row, encode_stored, head_of
 from planner_server.plan_metrics import PlanMetrics
 from planner_server.release import Serving
 from serendip.core import (
@@ -33,10 +33,9 @@ from serendip.core import (
 from serendip.planning.live_worker import Query
 from serendip.planning.lmdb_store import LmdbStore
 from serendip.planning.plan_store import plan_message, planned_at_s
-from serendip.serving.errors import OK_STATUS, status_of
+from serendip.serving.errors import status_of
 from serendip.v1 import common_pb2, planner_pb2, recommender_pb2
-from serendip.wire import versions_to_proto
-from serendip.wire_plans import constraint_from_proto, plan_to_proto, source_to_proto
+from serendip.wire_plans import constraint_from_proto, plan_to_proto
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,11 @@ class Wanted:
             and self.constraint is not Constraint.SIBLINGS
         )
 
+    @property
+    def _all_clusters(self) -> bool:
+        """Whether ``may_have`` is true of every cluster."""
+        return not self.exclude and self.constraint is not Constraint.SIBLINGS
+
     def may_have(self, cluster: common_pb2.PlannedCluster) -> bool:
         """Whether the constraint and the exclusions leave a cluster, whatever its score."""
         return cluster.node_id not in self.exclude and (
@@ -103,19 +107,27 @@ class Wanted:
 
     def lacks(self, plan: planner_pb2.Plan) -> bool:
         """Whether a plan made for these options could have more clusters than this one's."""
+        if self._all_clusters:
+            return False
         left = sum(map(self.may_have, plan.clusters))
         return left < min(self.k, len(plan.clusters))
+
+    def leaves_some(self, plan: planner_pb2.Plan) -> bool:
+        """Whether the constraint and the exclusions leave anything of a plan."""
+        return self._all_clusters or any(map(self.may_have, plan.clusters))
 
     def cut(self, plan: planner_pb2.Plan, source: PlanSource) -> int:
         """Takes out what is not wanted; returns how many clusters the options left out."""
         least = None if source is PlanSource.FALLBACK else self.min_score
-        before = len(plan.clusters)
-        for at in reversed(range(before)):
-            cluster = plan.clusters[at]
-            if not self.may_have(cluster) or (least is not None and cluster.score < least):
-                del plan.clusters[at]
-        left_out = before - len(plan.clusters)
-        del plan.clusters[self.k :]
+        clusters = plan.clusters
+        before = len(clusters)
+        if least is not None or not self._all_clusters:
+            for at in reversed(range(before)):
+                cluster = clusters[at]
+                if not self.may_have(cluster) or (least is not None and cluster.score < least):
+                    del clusters[at]
+        left_out = before - len(clusters)
+        del clusters[self.k :]
         if not self.reasoning:
             plan.ClearField("reasoning")
         return left_out
@@ -128,6 +140,16 @@ class PlanRows:
         self._serving = serving
         self._metrics = metrics
         metrics.serves(serving.store.info().count)
+        versions = serving.versions
+        of_no_plans = replace(versions, plans_version="")
+        self._heads = {
+            PlanSource.STORE: head_of(PlanSource.STORE, versions),
+            PlanSource.LIVE: head_of(PlanSource.LIVE, of_no_plans),
+            PlanSource.FALLBACK: head_of(
+                PlanSource.FALLBACK, replace(versions, planner_version="")
+            ),
+        }
+        self._head_of_kept = head_of(PlanSource.STORE, of_no_plans)
 
     async def rows(self, ids: Sequence[str], wanted: Wanted, deadline: float | None) -> list[bytes]:
         """One serialised PlanRow an item, in order: stored plans at once, the others together.
@@ -158,7 +180,13 @@ class PlanRows:
         deadline: float | None,
     ) -> list[bytes]:
         """The rows, with those made that are empty."""
-        rest = [at for at, row in enumerate(rows) if not row]
+        now_s = int(time.time())
+        rest = []
+        for at, row in enumerate(rows):
+            if not row:
+                rows[at] = self._cut(ids[at], stored[at], wanted[at], deadline, now_s)
+                if not rows[at]:
+                    rest.append(at)
         if rest:
             made = await asyncio.gather(
                 *(self._made(ids[at], stored[at], wanted[at], deadline) for at in rest)
@@ -170,7 +198,7 @@ class PlanRows:
     def _as_they_lie(self, stored: Sequence[bytes | None]) -> list[bytes]:
         """The row of each stored plan, whole; empty where there is none, or it cannot be read."""
         now_s = int(time.time())
-        head = head_of_stored(self._serving.versions)
+        head = self._heads[PlanSource.STORE]
         ages: list[int] = []
 
         def row(data: bytes | None) -> bytes:
@@ -193,6 +221,23 @@ class PlanRows:
             return store.get_many(ids)
         return await asyncio.to_thread(store.get_many, ids)
 
+    def _cut(
+        self, item_id: str, data: bytes | None, wanted: Wanted, deadline: float | None, now_s: int
+    ) -> bytes:
+        """A stored plan's row by the options, or the fallback's; empty where a live one may be."""
+        try:
+            if data is None:
+                if self._serving.live is not None and item_id in self._serving.items:
+                    return b""
+                return self._second_best(item_id, self._own(item_id), wanted)
+            stored = plan_message(data)
+            if wanted.lacks(stored) and self._may_live(item_id, deadline):
+                return b""
+            return self._left_of(stored, wanted, now_s)
+        except Exception as e:
+            self._metrics.row(None)
+            return _failed(e)
+
     async def _made(
         self,
         item_id: str,
@@ -202,7 +247,7 @@ class PlanRows:
     ) -> bytes:
         """The row of an item, ``data`` being its stored plan."""
         try:
-            own = self._serving.tree.node_of(item_id, self._serving.level)
+            own = self._own(item_id)
             kept = await self._kept(item_id, own) if data is None else None
             found = data if kept is None else kept
             stored = None if found is None else plan_message(found)
@@ -220,27 +265,36 @@ class PlanRows:
                 return self._row(plan_message(live), PlanSource.LIVE, wanted)
             if stored is not None:
                 return self._left_of(stored, wanted, kept=kept is not None)
-            if own is None:
-                raise NotFound(
-                    "neither the plans nor the tree have it",
-                    field="context_item_ids",
-                    value=item_id,
-                    remedy="Send its title and thumbnail to PlanContent.",
-                )
-            fallback = plan_to_proto(self._serving.fallback(item_id, own))
-            return self._row(fallback, PlanSource.FALLBACK, wanted)
+            return self._second_best(item_id, own, wanted)
         except Exception as e:  # a row's failure is that row's status, whatever it is
             self._metrics.row(None)
             return _failed(e)
 
-    def _left_of(self, stored: planner_pb2.Plan, wanted: Wanted, *, kept: bool) -> bytes:
+    def _own(self, item_id: str) -> int | None:
+        return self._serving.tree.node_of(item_id, self._serving.level)
+
+    def _second_best(self, item_id: str, own: int | None, wanted: Wanted) -> bytes:
+        """The fallback's row. Raises NotFound: there is none."""
+        if own is None:
+            raise NotFound(
+                "neither the plans nor the tree have it",
+                field="context_item_ids",
+                value=item_id,
+                remedy="Send its title and thumbnail to PlanContent.",
+            )
+        fallback = plan_to_proto(self._serving.fallback(item_id, own))
+        return self._row(fallback, PlanSource.FALLBACK, wanted)
+
+    def _left_of(
+        self, stored: planner_pb2.Plan, wanted: Wanted, now_s: int | None = None, kept: bool = False
+    ) -> bytes:
         """A stored plan's row; the fallback's where constraint and exclusions leave none of it."""
-        if not any(map(wanted.may_have, stored.clusters)) and stored.HasField("own_node_id"):
+        if not wanted.leaves_some(stored) and stored.HasField("own_node_id"):
             item_id, own = stored.context_item_id, stored.own_node_id
             fallback = plan_to_proto(self._serving.fallback(item_id, own))
-            if any(map(wanted.may_have, fallback.clusters)):
+            if wanted.leaves_some(fallback):
                 return self._row(fallback, PlanSource.FALLBACK, wanted)
-        return self._row(stored, PlanSource.STORE, wanted, kept=kept)
+        return self._row(stored, PlanSource.STORE, wanted, now_s, kept)
 
     async def _kept(self, item_id: str, own: int | None) -> bytes | None:
         """The live plan of an earlier call, if its item is still what it was made of."""
@@ -280,29 +334,22 @@ class PlanRows:
         return await serving.live.plan(query, until)
 
     def _row(
-        self, plan: planner_pb2.Plan, source: PlanSource, wanted: Wanted, *, kept: bool = False
+        self,
+        plan: planner_pb2.Plan,
+        source: PlanSource,
+        wanted: Wanted,
+        now_s: int | None = None,
+        kept: bool = False,
     ) -> bytes:
         """A serialised PlanRow; a plan that was ``kept`` is of no plans artefact."""
         left_out = wanted.cut(plan, source)
-        versions = self._serving.versions
-        if source is PlanSource.LIVE or kept:
-            versions = replace(versions, plans_version="")
-        elif source is PlanSource.FALLBACK:
-            versions = replace(versions, planner_version="")
-        row = planner_pb2.PlanRow(
-            status=OK_STATUS,
-            plan=plan,
-            source=source_to_proto(source),
-            versions=versions_to_proto(versions),
-            left_out=left_out,
-        )
+        head = self._head_of_kept if kept else self._heads[source]
         age_s = 0
         if source is PlanSource.STORE:
-            age_s = max(0, int(time.time()) - plan.planned_at.seconds)
-            row.age.FromSeconds(age_s)
+            now_s = int(time.time()) if now_s is None else now_s
+            age_s = max(0, now_s - plan.planned_at.seconds)
         self._metrics.row(source, left_out, age_s)
-        data: bytes = row.SerializeToString()
-        return data
+        return encode_row(plan.SerializeToString(), head, age_s, left_out)
 
 
 def _failed(error: Exception) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-LENGTH_PREFIXED, FOUR_BYTES = 2, 5  # kinds of fields
+VARINT, LENGTH_PREFIXED, FOUR_BYTES = 0, 2, 5  # kinds of fields
 
 
 def key(field: str, message: Any, kind: int) -> int:

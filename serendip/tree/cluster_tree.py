@@ -107,8 +107,8 @@ class Nodes:
 
     def at_level(self, level: int) -> range:
         """Node IDs at a level, in path order."""
-        lo, hi = np.searchsorted(self.level, [level, level + 1])
-        return range(int(lo), int(hi))
+        find = self.level.searchsorted
+        return range(int(find(level)), int(find(level + 1)))
 
     def children(self, node_id: int) -> range:
         """Node IDs of a node's children; empty for a leaf."""
@@ -134,6 +134,12 @@ class Nodes:
         if self.level[node_id] != level:
             raise InvalidRequest("node lies above the level", field="node_id", value=node_id)
         return node_id
+
+    def over(self, leaf_rank: int, level: int) -> int:
+        """The node at ``level`` that a leaf lies under, or is."""
+        at = self.at_level(level)
+        first = self.leaf_lo[at.start : at.stop]
+        return at.start + int(first.searchsorted(leaf_rank, side="right")) - 1
 
     def leaf_rank_to_node(self, level: int) -> Int:
         """int32[L]: for each leaf, in path order, its ancestor at ``level``."""
@@ -192,8 +198,8 @@ class ClusterTree:
         rank = self._rank.get(item_id)
         if rank is None:
             return None
-        leaf = int(np.searchsorted(self.leaf_start, rank, side="right")) - 1
-        return int(self.nodes.leaf_rank_to_node(level)[leaf])
+        leaf = int(self.leaf_start.searchsorted(rank, side="right")) - 1
+        return self.nodes.over(leaf, level)
 
     def save(self, path: Path) -> None:
         """Writes nodes.parquet and items.parquet into a folder."""

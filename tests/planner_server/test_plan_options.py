@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serendip_client import SerendipClient
 
-from planner_server.encode import encode_response, encode_stored, head_of_stored
+from planner_server.encode import encode_response, encode_stored, head_of
 from planner_server.plan_rows import Wanted
 from serendip.core import Constraint, DeadlineSpent, InvalidRequest, NotFound, PlanSource, Versions
 from serendip.curation.curate import read_pairs
@@ -245,7 +245,7 @@ def test_a_cut_is_the_best_k_of_what_the_options_allow(
 @given(PLANS, st.integers(0, 10**9))
 def test_bytes_by_hand_are_those_of_the_messages(plan, age):
     versions = Versions(tree_version="t" * 12, planner_version="p" * 12, plans_version="s" * 12)
-    row = encode_stored(plan.SerializeToString(), head_of_stored(versions), age)
+    row = encode_stored(plan.SerializeToString(), head_of(PlanSource.STORE, versions), age)
     failed = planner_pb2.PlanRow(status={"code": 5, "message": "x" * 200})
     got = planner_pb2.PlanResponse.FromString(
         encode_response([row, failed.SerializeToString(), row])
