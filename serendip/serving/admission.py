@@ -63,11 +63,12 @@ class Admission:
         """Seconds until a call that came now would be answered, by the recent pace."""
         return (self.in_flight + 1) * self.pace_s
 
-    def enter(self, deadline: float | None) -> int:
+    def enter(self, deadline: float | None, turn_s: float = 0.0) -> int:
         """Takes a call; returns what ``leave`` wants to know.
 
         Args:
             deadline: time.monotonic() in seconds, None if the caller set none.
+            turn_s: seconds until those that wait for the event loop, and this one, have had it.
 
         Raises:
             Overloaded: too many are in flight, or it would be late.
@@ -75,8 +76,8 @@ class Admission:
         """
         if self.full:
             raise self.refused()
-        if deadline is not None and self.in_flight >= self._free:
-            wait_s = self.wait_s()
+        if deadline is not None:
+            wait_s = max(turn_s, self.wait_s() if self.in_flight >= self._free else 0.0)
             left_s = deadline - time.monotonic()
             if MARGIN * wait_s > left_s:
                 self._on_refused("late")

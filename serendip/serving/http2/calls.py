@@ -43,6 +43,7 @@ from serendip.serving.http2.messages import (
     ok_trailers,
     too_large,
 )
+from serendip.serving.http2.turns import Turns
 from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 
@@ -73,6 +74,7 @@ class Calls:
         self.max_response_bytes = max_response_bytes
         self.max_held_bytes = max(_HELD, 2 * max_request_bytes)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.turns = Turns()
         self._ways: dict[str, _Way] = {}
         for service in services:
             for method in service.methods:
@@ -248,7 +250,7 @@ class _Exchange:
 class _Unary(_Exchange):
     """One request, one response."""
 
-    __slots__ = ("_found", "_method", "_raw")
+    __slots__ = ("_found", "_method", "_queued", "_raw")
 
     def __init__(
         self, calls: Calls, way: _Way, method: Method, stream: Stream, head: Head, client: str
@@ -256,6 +258,7 @@ class _Unary(_Exchange):
         super().__init__(calls, way, stream, head, client)
         self._method = method
         self._found = 0
+        self._queued = False
         self._raw: bytes | None = None
 
     def data(self, payload: bytes, ended: bool) -> None:
@@ -289,12 +292,16 @@ class _Unary(_Exchange):
 
     def _answer(self, raw: bytes) -> None:
         self._begin()
-        call, method = self.call, self._method
+        call, method, admission = self.call, self._method, self._way.admission
+        now_s = time.monotonic()
         try:
-            if call.deadline is not None and call.deadline <= time.monotonic():
+            if call.deadline is not None and call.deadline <= now_s:
                 raise DeadlineSpent("the deadline passed before the call was read")
-            if self._way.admission is not None:
-                self._found = self._way.admission.enter(call.deadline)
+            if admission is not None:
+                turns = self._calls.turns
+                self._found = admission.enter(call.deadline, turns.wait_s)
+                turns.queue(now_s)
+                self._queued = True
             self._start(self._run(decoded(method, raw)))
         except Exception as error:
             self._fail(error)
@@ -302,9 +309,12 @@ class _Unary(_Exchange):
     async def _run(self, request: Any) -> None:
         deadline = self.call.deadline
         try:
-            if deadline is not None and deadline <= time.monotonic():
-                # Calls that take long kept the event loop from its timers.
-                raise DeadlineSpent("the deadline passed before the call had its turn")
+            if self._queued:
+                now_s = await self._calls.turns.take()
+                self._leave_queue()
+                if deadline is not None and deadline <= now_s:
+                    # Calls that take long kept the event loop from its timers.
+                    raise DeadlineSpent("the deadline passed before the call had its turn")
             response = self._method.encode(await self._method.handle(request, self.call))
             if not self._over:
                 self._respond(response)
@@ -324,11 +334,17 @@ class _Unary(_Exchange):
 
     def _end(self, code: str, error: BaseException | None = None) -> float:
         seconds = super()._end(code, error)
+        self._leave_queue()
         if self._found:
             assert self._way.admission is not None
             self._way.admission.leave(self._found, seconds if code == "OK" else None)
             self._found = 0
         return seconds
+
+    def _leave_queue(self) -> None:
+        if self._queued:
+            self._queued = False
+            self._calls.turns.leave()
 
 
 class _Streaming(_Exchange):

@@ -1,0 +1,139 @@
+"""Calls that take long share the event loop with what comes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import grpc
+import toy
+from running import in_thread
+
+from serendip.serving.http2.turns import Turns
+from serendip.serving.server import ServerOptions, serve
+from serendip.v1 import retriever_pb2_grpc
+
+LONG_S = 0.01
+
+
+def busy(seconds: float) -> None:
+    """Keeps the loop, as parsing and encoding do."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def queued(turns: Turns, calls: int) -> None:
+    for _ in range(calls):
+        turns.queue(time.monotonic())
+
+
+async def called(turns: Turns, seconds: float, note: object, order: list[object]) -> None:
+    await turns.take()
+    turns.leave()
+    order.append(note)
+    busy(seconds)
+
+
+def test_long_calls_come_one_after_another_and_the_loop_reads_between_them() -> None:
+    async def main() -> list[object]:
+        order: list[object] = []
+        turns = Turns()
+        readable, writable = await a_pipe(order)
+        queued(turns, 4)
+        calls = [called(turns, LONG_S, n, order) for n in range(4)]
+        tasks = [asyncio.create_task(call) for call in calls]
+        writable.write(b"x")
+        await asyncio.gather(*tasks)
+        readable.close()
+        return order
+
+    order = asyncio.run(main())
+    assert [one for one in order if one != "read"] == [0, 1, 2, 3]
+    assert order.index("read") < order.index(2), "what had come was read after the calls"
+
+
+async def a_pipe(order: list[object]) -> tuple[asyncio.Server, asyncio.StreamWriter]:
+    """A connection of this loop with itself, whose other end notes that it has read."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ready.set()
+        while await reader.read(1):
+            order.append("read")
+        writer.close()
+
+    ready = asyncio.Event()
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    await ready.wait()
+    return server, writer
+
+
+def test_short_calls_share_a_pass_of_the_loop() -> None:
+    async def main() -> int:
+        order: list[object] = []
+        passes = 0
+        turns = Turns()
+        queued(turns, 50)
+        tasks = [asyncio.create_task(called(turns, 0, n, order)) for n in range(50)]
+        while not all(task.done() for task in tasks):
+            passes += 1
+            await asyncio.sleep(0)
+        assert order == list(range(50))
+        return passes
+
+    assert asyncio.run(main()) < 25
+
+
+def test_the_wait_is_told_by_how_long_turns_take_while_calls_wait() -> None:
+    async def main() -> Turns:
+        turns = Turns()
+        assert turns.wait_s == 0.0
+        for _ in range(40):
+            queued(turns, 3)
+            await asyncio.gather(*(called(turns, 0.004, n, []) for n in range(3)))
+        return turns
+
+    turns = asyncio.run(main())
+    assert turns.wait_s == 0.0, "nobody waits"
+    queued(turns, 9)
+    assert 0.8 * 10 * 0.004 < turns.wait_s < 1
+
+
+def test_a_pause_of_the_process_says_little_of_calls() -> None:
+    async def main() -> Turns:
+        turns = Turns()
+        queued(turns, 3)
+        await asyncio.gather(*(called(turns, 0.3, n, []) for n in range(3)))
+        return turns
+
+    turns = asyncio.run(main())
+    queued(turns, 1)
+    assert turns.wait_s < 0.01
+
+
+class Long(toy.Toy):
+    """Each of whose calls keeps the event loop for a while."""
+
+    async def Retrieve(self, request, call):  # type: ignore[no-untyped-def]
+        time.sleep(LONG_S)
+        return await super().Retrieve(request, call)
+
+
+def test_of_more_long_calls_than_there_is_time_for_many_are_answered_in_time() -> None:
+    """Three times what the loop can do, for a second or so; deadlines of 25 calls' time."""
+    codes: Counter[grpc.StatusCode] = Counter()
+    with (
+        in_thread(lambda: Long().services(), ServerOptions(max_in_flight=64)) as running,
+        grpc.insecure_channel(running.address) as channel,
+    ):
+        stub = retriever_pb2_grpc.RetrieverStub(channel)
+        calls = []
+        for _ in range(300):
+            calls.append(stub.Retrieve.future(toy.request("ok"), timeout=25 * LONG_S))
+            time.sleep(LONG_S / 3)
+        for call in calls:
+            codes[call.code()] += 1
+    assert codes[grpc.StatusCode.OK] > 30, codes
+    assert codes[grpc.StatusCode.RESOURCE_EXHAUSTED] > 30, codes
