@@ -141,11 +141,13 @@ def test_a_retriever_that_is_away_is_told_at_once_and_found_again(serving: Any) 
 
 def test_a_server_of_another_kind_at_the_retrievers_address_is_named(serving: Any) -> None:
     async def body() -> None:
-        async with planner_server(serving, "127.0.0.1:1") as (other, _):
-            async with planner_server(serving, other.address) as (planner, _):
-                async with AsyncSerendipClient(planner.address, timeout_s=LONG_S) as client:
-                    with pytest.raises(NotReady, match="Look at --retriever"):
-                        await client.recommend([], STORED, 3)
+        async with (
+            planner_server(serving, "127.0.0.1:1") as (other, _),
+            planner_server(serving, other.address) as (planner, _),
+            AsyncSerendipClient(planner.address, timeout_s=LONG_S) as client,
+        ):
+            with pytest.raises(NotReady, match="Look at --retriever"):
+                await client.recommend([], STORED, 3)
 
     running(body)
 

@@ -11,7 +11,7 @@ import toy
 from running import in_thread
 
 from serendip.serving.http2.turns import Turns
-from serendip.serving.server import ServerOptions, serve
+from serendip.serving.server import ServerOptions
 from serendip.v1 import retriever_pb2_grpc
 
 LONG_S = 0.01
