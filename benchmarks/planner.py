@@ -267,7 +267,12 @@ def report_live(live: live_load.Found, figures: dict[str, Any], ratios: dict[str
     ratios["live_of_engine"] = float(np.median(served / engine[best]))
     table = Table("look-ups, 1 a call, at a fixed rate", "p50 ms", "p99 ms")
     slow = {}
-    for beside, of in (("nothing", live.idle), ("live planning", live.busy)):
+    beside_what = {
+        "nothing": live.idle,
+        "live planning": live.busy,
+        "live planning and its client": live.crowded,
+    }
+    for beside, of in beside_what.items():
         p50, slow[beside] = (
             np.array([getattr(ran, what) for ran in of]) for what in ("p50_ms", "p99_ms")
         )
@@ -276,8 +281,10 @@ def report_live(live: live_load.Found, figures: dict[str, Any], ratios: dict[str
             np.median(slow[beside])
         )
     wide.print(table)
-    ratios["lookup_p99_beside_live_over_idle"] = float(
-        np.median(slow["live planning"]) / np.median(slow["nothing"])
+    idle = np.median(slow["nothing"])
+    ratios["lookup_p99_beside_live_over_idle"] = float(np.median(slow["live planning"]) / idle)
+    ratios["lookup_p99_beside_live_and_client_over_idle"] = float(
+        np.median(slow["live planning and its client"]) / idle
     )
 
 

@@ -36,6 +36,7 @@ from serendip.serving.batching import Batcher
 MAX_BATCH = 16
 _MAX_WAITING = 256
 _MAX_WAITING_BYTES = 256 << 20  # of media that requests have brought
+_SOON_HASHED = 64 << 10  # bytes that are hashed sooner than a thread is asked to
 _MAX_WAIT_S = 10.0
 _DEATHS = 2  # of workers with a row alone in hand, after which the rest of its batch is given up
 
@@ -132,7 +133,9 @@ class LivePlanner:
                     field="thumbnail",
                     remedy=f"Send a thumbnail, frames or a video: the style is {self.style}.",
                 )
-            key = (await asyncio.to_thread(lambda: source.digest), query.exclude)
+            if source.size > _SOON_HASHED:
+                await asyncio.to_thread(lambda: source.digest)
+            key = (source.digest, query.exclude)
         else:
             query = key = replace(query, keep=self._keeps(query))
         run = self._runs.get(key)

@@ -1,7 +1,8 @@
 """Live planning through the server against the engine in process, and look-ups under that load.
 
 Two cores: the planner server, and who loads it, on one; its live worker with its decoders, and in
-turns with it the engine, on the other. Engine and server plan the same contents, from encoded
+turns with it the engine, on the other. While look-ups are measured, who asks for live plans stands
+beside the worker, for its time is not the server's; and once beside the server all the same. Engine and server plan the same contents, from encoded
 thumbnail and video to the eight best clusters: the engine decodes and plans them one batch after
 the other, in the best of several batch sizes; the server is asked for one content a call, so many
 in flight. Look-ups are of one made-up plan a call at a fixed rate, by h2load, once while nothing
@@ -17,7 +18,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import planning_world
@@ -38,8 +37,9 @@ from serendip.catalog.items import read_items
 from serendip.config import PlansConfig
 from serendip.planning.lmdb_store import FILE, write_lmdb
 from serendip.planning.prompt import Upload, load_content
+from serendip.serving.http2.client import Channel, Target
 from serendip.tree.cluster_tree import ClusterTree
-from serendip.v1 import planner_pb2, planner_pb2_grpc
+from serendip.v1 import planner_pb2
 from serving import load, servers
 from serving.load import Load, Ran
 
@@ -47,6 +47,7 @@ WORKER_CORE = servers.LOAD_CORE  # the load stands beside the server
 BATCHES = (8, 16, 32, 64)
 IN_FLIGHT = 64
 _PLANS = 10_000
+_PLAN_CONTENT = "/serendip.v1.Planner/PlanContent"
 _RATE = 200  # look-ups a second
 
 
@@ -70,7 +71,9 @@ class Found:
         engine: items a second by batch size.
         live: items a second through the server.
         rows: of a batch in the live worker, the mean of all.
-        idle, busy: look-ups.
+        idle: look-ups beside nothing.
+        busy: beside live planning, which a client on the worker's core asks for.
+        crowded: the same, where that client takes its time from the server's core.
     """
 
     engine: dict[int, list[float]] = field(default_factory=lambda: {b: [] for b in BATCHES})
@@ -78,6 +81,7 @@ class Found:
     rows: float = 0.0
     idle: list[Ran] = field(default_factory=list)
     busy: list[Ran] = field(default_factory=list)
+    crowded: list[Ran] = field(default_factory=list)
 
 
 def measure(quick: bool) -> Found:
@@ -108,22 +112,23 @@ def measure(quick: bool) -> Found:
                 load.run, server, method, body, at, calls, servers.SERVER_CORE
             )
 
-        async def under_load() -> Ran:
-            await asyncio.to_thread(os.getpid)  # h2load's thread, made before this one gives way
-            async with live_load(server.address, asked):
-                with giving_way():
-                    return await look_up()
+        async def under_load(core: int) -> Ran:
+            async with live_load(server.address, asked, core):
+                return await look_up()
 
         for turn in range(plan.rounds + 1):
             rates = ask_engine()
             live = asyncio.run(live_rate(server.address, asked, plan.seconds))
-            idle, busy = asyncio.run(look_up()), asyncio.run(under_load())
+            idle = asyncio.run(look_up())
+            busy = asyncio.run(under_load(WORKER_CORE))
+            crowded = asyncio.run(under_load(servers.SERVER_CORE))
             if turn:  # the first warms up
                 for batch, rate in rates.items():
                     found.engine[batch].append(rate)
                 found.live.append(live)
                 found.idle.append(idle)
                 found.busy.append(busy)
+                found.crowded.append(crowded)
         found.rows = mean_rows(server.page)
     return found
 
@@ -183,41 +188,22 @@ def pin(server: servers.Server, core: int) -> None:
             os.sched_setaffinity(int(task.name), {core})
 
 
-async def _plan_on(stub: Any, contents: Iterator[Any], counted: list[int]) -> None:
+async def _plan_on(channel: Channel, contents: Iterator[bytes], counted: list[int]) -> None:
     while True:
-        await stub.PlanContent(next(contents), timeout=60)
+        await channel.unary(_PLAN_CONTENT, next(contents), 60)
         counted[0] += 1
 
 
-@contextlib.contextmanager
-def giving_way() -> Iterator[None]:
-    """This thread waits for others on its core while the block runs.
-
-    It asks for live plans from the server's core, in bursts: what look-ups wait for its turns would
-    be the load's doing and not the server's.
-    """
-    own = threading.get_native_id()
-    before = os.getpriority(os.PRIO_PROCESS, own)
-    os.setpriority(os.PRIO_PROCESS, own, before + 10)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(PermissionError):  # up again, which not everybody may
-            os.setpriority(os.PRIO_PROCESS, own, before)
-
-
 @contextlib.asynccontextmanager
-async def live_load(address: str, asked: Sequence[Any]) -> Any:
+async def live_load(address: str, asked: Sequence[Any], core: int = servers.SERVER_CORE) -> Any:
     """Keeps IN_FLIGHT contents in flight while the block runs; yields how many were planned."""
-    os.sched_setaffinity(0, {servers.SERVER_CORE})
+    os.sched_setaffinity(0, {core})
     counted = [0]
-    options = [("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(address, options) as channel:
-        stub: Any = planner_pb2_grpc.PlannerStub
-        contents = cycle(asked)
+    host, _, port = address.rpartition(":")
+    contents = cycle([one.SerializeToString() for one in asked])
+    async with Channel(Target(host, int(port))) as channel:
         callers = [
-            asyncio.create_task(_plan_on(stub(channel), contents, counted))
-            for _ in range(IN_FLIGHT)
+            asyncio.create_task(_plan_on(channel, contents, counted)) for _ in range(IN_FLIGHT)
         ]
         while counted[0] < IN_FLIGHT:  # the queue is full, and batches are
             await asyncio.sleep(0.01)

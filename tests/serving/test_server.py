@@ -307,3 +307,22 @@ def test_a_signal_drains_and_exits_0(number: signal.Signals) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_server_leaves_what_it_started_with_out_of_its_collections() -> None:
+    """A collection that goes through all modules and releases stops every call meanwhile."""
+    program = PROGRAM.replace("ServerOptions(metrics_port=0))", "ServerOptions(), on_ready=told)")
+    program = program.replace(
+        "async def main", "import gc, os\ndef told(_): print(gc.get_freeze_count(), flush=True)\n"
+        "async def main",
+    )  # fmt: skip
+    folder = toy.__file__.rpartition("/")[0]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 10_000
+    finally:
+        process.kill()
+        process.communicate()

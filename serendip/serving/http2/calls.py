@@ -43,7 +43,7 @@ from serendip.serving.http2.messages import (
     ok_trailers,
     too_large,
 )
-from serendip.serving.http2.turns import Turns
+from serendip.serving.http2.loop_queue import LoopQueue
 from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 
@@ -74,7 +74,7 @@ class Calls:
         self.max_response_bytes = max_response_bytes
         self.max_held_bytes = max(_HELD, 2 * max_request_bytes)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.turns = Turns()
+        self.queue = LoopQueue()
         self._ways: dict[str, _Way] = {}
         for service in services:
             for method in service.methods:
@@ -250,7 +250,7 @@ class _Exchange:
 class _Unary(_Exchange):
     """One request, one response."""
 
-    __slots__ = ("_found", "_method", "_queued", "_raw")
+    __slots__ = ("_found", "_method", "_waits", "_raw")
 
     def __init__(
         self, calls: Calls, way: _Way, method: Method, stream: Stream, head: Head, client: str
@@ -258,7 +258,7 @@ class _Unary(_Exchange):
         super().__init__(calls, way, stream, head, client)
         self._method = method
         self._found = 0
-        self._queued = False
+        self._waits = False
         self._raw: bytes | None = None
 
     def data(self, payload: bytes, ended: bool) -> None:
@@ -298,10 +298,10 @@ class _Unary(_Exchange):
             if call.deadline is not None and call.deadline <= now_s:
                 raise DeadlineSpent("the deadline passed before the call was read")
             if admission is not None:
-                turns = self._calls.turns
-                self._found = admission.enter(call.deadline, turns.wait_s)
-                turns.queue(now_s)
-                self._queued = True
+                queue = self._calls.queue
+                self._found = admission.enter(call.deadline, queue.wait_s)
+                queue.join(now_s)
+                self._waits = True
             self._start(self._run(decoded(method, raw)))
         except Exception as error:
             self._fail(error)
@@ -309,8 +309,8 @@ class _Unary(_Exchange):
     async def _run(self, request: Any) -> None:
         deadline = self.call.deadline
         try:
-            if self._queued:
-                now_s = await self._calls.turns.take()
+            if self._waits:
+                now_s = await self._calls.queue.take()
                 self._leave_queue()
                 if deadline is not None and deadline <= now_s:
                     # Calls that take long kept the event loop from its timers.
@@ -342,9 +342,9 @@ class _Unary(_Exchange):
         return seconds
 
     def _leave_queue(self) -> None:
-        if self._queued:
-            self._queued = False
-            self._calls.turns.leave()
+        if self._waits:
+            self._waits = False
+            self._calls.queue.leave()
 
 
 class _Streaming(_Exchange):

@@ -10,7 +10,7 @@ import grpc
 import toy
 from running import in_thread
 
-from serendip.serving.http2.turns import Turns
+from serendip.serving.http2.loop_queue import LoopQueue
 from serendip.serving.server import ServerOptions
 from serendip.v1 import retriever_pb2_grpc
 
@@ -24,14 +24,14 @@ def busy(seconds: float) -> None:
         pass
 
 
-def queued(turns: Turns, calls: int) -> None:
+def queued(queue: LoopQueue, calls: int) -> None:
     for _ in range(calls):
-        turns.queue(time.monotonic())
+        queue.join(time.monotonic())
 
 
-async def called(turns: Turns, seconds: float, note: object, order: list[object]) -> None:
-    await turns.take()
-    turns.leave()
+async def called(queue: LoopQueue, seconds: float, note: object, order: list[object]) -> None:
+    await queue.take()
+    queue.leave()
     order.append(note)
     busy(seconds)
 
@@ -39,10 +39,10 @@ async def called(turns: Turns, seconds: float, note: object, order: list[object]
 def test_long_calls_come_one_after_another_and_the_loop_reads_between_them() -> None:
     async def main() -> list[object]:
         order: list[object] = []
-        turns = Turns()
+        queue = LoopQueue()
         readable, writable = await a_pipe(order)
-        queued(turns, 4)
-        calls = [called(turns, LONG_S, n, order) for n in range(4)]
+        queued(queue, 4)
+        calls = [called(queue, LONG_S, n, order) for n in range(4)]
         tasks = [asyncio.create_task(call) for call in calls]
         writable.write(b"x")
         await asyncio.gather(*tasks)
@@ -74,9 +74,9 @@ def test_short_calls_share_a_pass_of_the_loop() -> None:
     async def main() -> int:
         order: list[object] = []
         passes = 0
-        turns = Turns()
-        queued(turns, 50)
-        tasks = [asyncio.create_task(called(turns, 0, n, order)) for n in range(50)]
+        queue = LoopQueue()
+        queued(queue, 50)
+        tasks = [asyncio.create_task(called(queue, 0, n, order)) for n in range(50)]
         while not all(task.done() for task in tasks):
             passes += 1
             await asyncio.sleep(0)
@@ -87,30 +87,30 @@ def test_short_calls_share_a_pass_of_the_loop() -> None:
 
 
 def test_the_wait_is_told_by_how_long_turns_take_while_calls_wait() -> None:
-    async def main() -> Turns:
-        turns = Turns()
-        assert turns.wait_s == 0.0
+    async def main() -> LoopQueue:
+        queue = LoopQueue()
+        assert queue.wait_s == 0.0
         for _ in range(40):
-            queued(turns, 3)
-            await asyncio.gather(*(called(turns, 0.004, n, []) for n in range(3)))
-        return turns
+            queued(queue, 3)
+            await asyncio.gather(*(called(queue, 0.004, n, []) for n in range(3)))
+        return queue
 
-    turns = asyncio.run(main())
-    assert turns.wait_s == 0.0, "nobody waits"
-    queued(turns, 9)
-    assert 0.8 * 10 * 0.004 < turns.wait_s < 1
+    queue = asyncio.run(main())
+    assert queue.wait_s == 0.0, "nobody waits"
+    queued(queue, 9)
+    assert 0.8 * 10 * 0.004 < queue.wait_s < 1
 
 
 def test_a_pause_of_the_process_says_little_of_calls() -> None:
-    async def main() -> Turns:
-        turns = Turns()
-        queued(turns, 3)
-        await asyncio.gather(*(called(turns, 0.3, n, []) for n in range(3)))
-        return turns
+    async def main() -> LoopQueue:
+        queue = LoopQueue()
+        queued(queue, 3)
+        await asyncio.gather(*(called(queue, 0.3, n, []) for n in range(3)))
+        return queue
 
-    turns = asyncio.run(main())
-    queued(turns, 1)
-    assert turns.wait_s < 0.01
+    queue = asyncio.run(main())
+    queued(queue, 1)
+    assert queue.wait_s < 0.01
 
 
 class Long(toy.Toy):

@@ -19,7 +19,7 @@ _SMOOTHING = 0.05  # of one call
 _MOST_GROWTH, _MOST_STEP_S = 4.0, 0.001
 
 
-class Turns:
+class LoopQueue:
     """Who waits for the event loop, and for how long; to be used by that loop alone."""
 
     __slots__ = ("_began_s", "_others_wait", "_pace_s", "_passes", "_since_s", "_waiting")
@@ -37,7 +37,7 @@ class Turns:
         """Seconds until a call that came now would be through; 0 where none waits."""
         return (self._waiting + 1) * self._pace_s if self._waiting else 0.0
 
-    def queue(self, now_s: float) -> None:
+    def join(self, now_s: float) -> None:
         """A call has been read, at this time.monotonic()."""
         self._waiting += 1
         self._since_s = now_s
