@@ -43,7 +43,7 @@ from serendip.serving.http2.messages import (
     ok_trailers,
     too_large,
 )
-from serendip.serving.http2.loop_queue import LoopQueue
+from serendip.serving.http2.loop_queue import LARGE, LoopQueue
 from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 
@@ -302,15 +302,15 @@ class _Unary(_Exchange):
                 self._found = admission.enter(call.deadline, queue.wait_s)
                 queue.join(now_s)
                 self._waits = True
-            self._start(self._run(decoded(method, raw)))
+            self._start(self._run(decoded(method, raw), len(raw) > LARGE))
         except Exception as error:
             self._fail(error)
 
-    async def _run(self, request: Any) -> None:
+    async def _run(self, request: Any, large: bool) -> None:
         deadline = self.call.deadline
         try:
             if self._waits:
-                now_s = await self._calls.queue.take()
+                now_s = await self._calls.queue.take(large)
                 self._leave_queue()
                 if deadline is not None and deadline <= now_s:
                     # Calls that take long kept the event loop from its timers.

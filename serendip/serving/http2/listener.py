@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _BACKLOG = 1024
 _HANDSHAKE_S = 10.0
 _RETRY_S = 0.1
+_READ = 64 << 10  # bytes at once, between which other connections have their turn
 _TO_CLOSE_S = 1.0  # for clients to take what was written, and to hang up
 
 _log = logging.getLogger(__name__)
@@ -118,9 +119,11 @@ class Http2Listener:
         wait_s = None if self._tls is None else _HANDSHAKE_S
         try:
             connection.setblocking(False)
-            await asyncio.get_running_loop().connect_accepted_socket(
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 self._connection, connection, ssl=self._tls, ssl_handshake_timeout=wait_s
             )
+            if self._tls is None:  # asyncio's own: 256 KiB
+                transport.max_size = _READ  # type: ignore[attr-defined]
         except OSError:  # no handshake, which ssl's errors are as well: the caller knows
             connection.close()
 
