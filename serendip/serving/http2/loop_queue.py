@@ -14,7 +14,7 @@ import time
 
 # Several dozen look-ups: who is read later than that has not noticed it. What was long to read is
 # long to answer, most likely, and shares with short ones: it lets them in sooner.
-_SLICE_S, _SLICE_OF_LARGE_S = 0.001, 0.00025
+_SLICE_S, _SLICE_OF_LARGE_S = 0.001, 0.0001
 LARGE = 4096  # bytes of a request
 _SMOOTHING = 0.05  # of one call
 # A pause of the whole process says nothing of calls: a pace grows by a few milliseconds at most at
