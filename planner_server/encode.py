@@ -32,7 +32,7 @@ def head_of(source: PlanSource, versions: Versions) -> bytes:
 
 
 def encode_stored(plan: bytes, head: bytes, age_s: int) -> bytes:
-    """The PlanRow of a plan of which nothing is left out.
+    """The PlanRow of a stored plan, of which nothing is left out.
 
     Args:
         plan: a serialised serendip.v1.Plan.
@@ -42,9 +42,14 @@ def encode_stored(plan: bytes, head: bytes, age_s: int) -> bytes:
     return _before_plan(head, age_s, len(plan)) + plan
 
 
-def encode_row(plan: bytes, head: bytes, age_s: int, left_out: int) -> bytes:
-    """As ``encode_stored``, where the options left so many clusters out."""
-    row = encode_stored(plan, head, age_s)
+def encode_row(plan: bytes, head: bytes, age_s: int | None, left_out: int) -> bytes:
+    """The PlanRow of a plan that options were applied to.
+
+    Args:
+        plan, head, age_s: as ``encode_stored``'s; None: it has no age.
+        left_out: clusters that the options left out.
+    """
+    row = _before_plan(head, age_s, len(plan)) + plan
     return b"%b%c%b" % (row, _LEFT_OUT, varint(left_out)) if left_out else row
 
 
@@ -58,10 +63,11 @@ def encode_response(rows: Iterable[bytes]) -> bytes:
 
 # The plans of a bulk chunk are of the same second, and plans are of some hundred lengths.
 @lru_cache(maxsize=1 << 16)
-def _before_plan(head: bytes, age_s: int, length: int) -> bytes:
-    """What stands before a stored plan of so many bytes in its PlanRow."""
+def _before_plan(head: bytes, age_s: int | None, length: int) -> bytes:
+    """What stands before a plan of so many bytes in its PlanRow."""
     row = planner_pb2.PlanRow()
-    row.age.FromSeconds(max(0, age_s))
+    if age_s is not None:
+        row.age.FromSeconds(max(0, age_s))
     return b"".join((head, row.SerializeToString(), _PLAN, varint(length)))
 
 

@@ -114,7 +114,7 @@ class Wanted:
 
     def leaves_some(self, plan: planner_pb2.Plan) -> bool:
         """Whether the constraint and the exclusions leave anything of a plan."""
-        return self._all_clusters or any(map(self.may_have, plan.clusters))
+        return any(map(self.may_have, plan.clusters))
 
     def cut(self, plan: planner_pb2.Plan, source: PlanSource) -> int:
         """Takes out what is not wanted; returns how many clusters the options left out."""
@@ -206,7 +206,7 @@ class PlanRows:
                 return b""
             try:
                 age_s = now_s - planned_at_s(data)
-            except CorruptArtifact:  # which _made says
+            except CorruptArtifact:  # which _cut says
                 return b""
             ages.append(age_s)
             return encode_stored(data, head, age_s)
@@ -344,11 +344,11 @@ class PlanRows:
         """A serialised PlanRow; a plan that was ``kept`` is of no plans artefact."""
         left_out = wanted.cut(plan, source)
         head = self._head_of_kept if kept else self._heads[source]
-        age_s = 0
+        age_s = None
         if source is PlanSource.STORE:
             now_s = int(time.time()) if now_s is None else now_s
             age_s = max(0, now_s - plan.planned_at.seconds)
-        self._metrics.row(source, left_out, age_s)
+        self._metrics.row(source, left_out, age_s or 0)
         return encode_row(plan.SerializeToString(), head, age_s, left_out)
 
 

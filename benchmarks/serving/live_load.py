@@ -2,11 +2,12 @@
 
 Two cores: the planner server, and who loads it, on one; its live worker with its decoders, and in
 turns with it the engine, on the other. While look-ups are measured, who asks for live plans stands
-beside the worker, for its time is not the server's; and once beside the server all the same. Engine and server plan the same contents, from encoded
-thumbnail and video to the eight best clusters: the engine decodes and plans them one batch after
-the other, in the best of several batch sizes; the server is asked for one content a call, so many
-in flight. Look-ups are of one made-up plan a call at a fixed rate, by h2load, once while nothing
-else is asked and once while the live worker is kept busy. *Simulated.*
+beside the worker, for its time is not the server's; and once beside the server all the same. Engine
+and server plan the same contents, from encoded thumbnail and video to the eight best clusters: the
+engine decodes and plans them one batch after the other, in the best of several batch sizes; the
+server is asked for one content a call, so many in flight. Look-ups are of one made-up plan a call
+at a fixed rate, by h2load, while nothing else is asked and while the live worker is kept busy.
+*Simulated.*
 """
 
 from __future__ import annotations

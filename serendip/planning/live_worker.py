@@ -328,6 +328,7 @@ class _Hand:
         """Ends the process; what it had in hand fails."""
         self._process.kill()
         self._reader.join()
+        self._on_gone = lambda begun: None  # told: it and its seat need not hold each other
 
     def _give(self, queries: Sequence[Query]) -> Future[Answers]:
         answer: Future[Answers] = Future()

@@ -27,8 +27,8 @@ class Admission:
 
     Args:
         max_in_flight: most calls at a time.
-        refuses_late: whether a call is refused that would miss its deadline; for calls that are
-            alike, because all share one pace.
+        refuses_late: whether a call is refused that by the pace of all calls together would miss
+            its deadline; for calls that are alike. What ``enter`` is told of turns counts always.
         on_refused: told why a call is refused: "in_flight", "late" or "stopping".
     """
 

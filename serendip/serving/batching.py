@@ -185,6 +185,7 @@ class Batcher(Generic[Q, R]):
             self._changed.notify_all()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+        self._run = _closed_run  # or this and whoever runs the rows would hold each other
 
     # --- the workers' threads ------------------------------------------------------------
 
@@ -394,6 +395,10 @@ def _settle(calls: list[_Call[Q, R]]) -> None:
 
 def _spent() -> DeadlineSpent:
     return DeadlineSpent("the deadline passed before the work was begun")
+
+
+def _closed_run(queries: Sequence[Any]) -> Sequence[Any]:
+    raise _closed()
 
 
 def _closed() -> NotReady:

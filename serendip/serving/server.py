@@ -45,8 +45,9 @@ class ServerOptions:
         max_request_bytes, max_response_bytes: larger messages are RESOURCE_EXHAUSTED; a request
             is refused by its length, before it is taken in.
         max_in_flight: calls that are worked on at a time; the next one is refused at once.
-        refuses_late: whether a call is refused that by the recent pace would miss its deadline.
-            For servers whose calls are alike.
+        refuses_late: whether a call is refused that by the recent pace of all calls would miss its
+            deadline; for servers whose calls are alike. One that would wait too long for the event
+            loop is refused in any case.
         max_pending: of grpcio's front: calls that may wait in gRPC's core, where no code of ours
             sees them. Beyond it the core ends some of them as CANCELLED, beyond twice as many all;
             that costs next to nothing, where a refusal costs as much as a small answer there.

@@ -139,7 +139,7 @@ class Nodes:
         """The node at ``level`` that a leaf lies under, or is."""
         at = self.at_level(level)
         first = self.leaf_lo[at.start : at.stop]
-        return at.start + int(first.searchsorted(leaf_rank, side="right")) - 1
+        return at[int(first.searchsorted(leaf_rank, side="right")) - 1]
 
     def leaf_rank_to_node(self, level: int) -> Int:
         """int32[L]: for each leaf, in path order, its ancestor at ``level``."""

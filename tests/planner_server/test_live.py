@@ -1,7 +1,9 @@
 """Live plans before a real worker: shared, dropped, tried again, kept."""
 
 import asyncio
+import gc
 import time
+import weakref
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -261,3 +263,19 @@ def test_a_plan_of_all_defaults_is_kept_and_no_other(published, event_loop, tmp_
     again = KeptPlans(artifacts.root, planner.version, made_of, tiny_planner.CONFIG.text_chars)
     assert again.get(item, own) == plan
     again.close()
+
+
+def test_a_planner_that_is_closed_is_let_go_without_the_collector(published, event_loop, tmp_path):
+    """What a server starts with is left out of collections, and another release takes its place."""
+    served = served_with(published, event_loop)
+    assert served.run(served.planner.plan(Query(tiny_planner.item_of(tmp_path), None), None))
+    planner, seat = weakref.ref(served.planner), weakref.ref(served.planner._seats[0])
+    gc.collect()
+    gc.disable()
+    try:
+        served.run(served.planner.close())
+        del served
+        assert planner() is None
+        assert seat() is None
+    finally:
+        gc.enable()

@@ -242,6 +242,13 @@ def test_a_cut_is_the_best_k_of_what_the_options_allow(
         assert plan == whole
 
 
+def test_nothing_is_left_of_a_plan_without_clusters():
+    for k in (1, 8):
+        assert not Wanted(k, Constraint.NOT_OWN, frozenset(), None, True).leaves_some(
+            planner_pb2.Plan(own_node_id=3)
+        )
+
+
 @given(PLANS, st.integers(0, 10**9))
 def test_bytes_by_hand_are_those_of_the_messages(plan, age):
     versions = Versions(tree_version="t" * 12, planner_version="p" * 12, plans_version="s" * 12)

@@ -24,14 +24,16 @@ def busy(seconds: float) -> None:
         pass
 
 
-def queued(queue: LoopQueue, calls: int) -> None:
+def queued(queue: LoopQueue, calls: int, large: bool = False) -> None:
     for _ in range(calls):
-        queue.join(time.monotonic())
+        queue.join(time.monotonic(), large)
 
 
-async def called(queue: LoopQueue, seconds: float, note: object, order: list[object]) -> None:
-    await queue.take()
-    queue.leave()
+async def called(
+    queue: LoopQueue, seconds: float, note: object, order: list[object], large: bool = False
+) -> None:
+    await queue.take(large)
+    queue.leave(large)
     order.append(note)
     busy(seconds)
 
@@ -89,16 +91,16 @@ def test_short_calls_share_a_pass_of_the_loop() -> None:
 def test_the_wait_is_told_by_how_long_turns_take_while_calls_wait() -> None:
     async def main() -> LoopQueue:
         queue = LoopQueue()
-        assert queue.wait_s == 0.0
+        assert queue.wait_s(False) == 0.0
         for _ in range(40):
             queued(queue, 3)
             await asyncio.gather(*(called(queue, 0.004, n, []) for n in range(3)))
         return queue
 
     queue = asyncio.run(main())
-    assert queue.wait_s == 0.0, "nobody waits"
+    assert queue.wait_s(False) == 0.0, "nobody waits"
     queued(queue, 9)
-    assert 0.8 * 10 * 0.004 < queue.wait_s < 1
+    assert 0.8 * 10 * 0.004 < queue.wait_s(False) < 1
 
 
 def test_a_pause_of_the_process_says_little_of_calls() -> None:
@@ -110,7 +112,71 @@ def test_a_pause_of_the_process_says_little_of_calls() -> None:
 
     queue = asyncio.run(main())
     queued(queue, 1)
-    assert queue.wait_s < 0.01
+    assert queue.wait_s(False) < 0.01
+
+
+def test_a_pace_that_was_high_is_learnt_again_where_only_one_call_is_let_in() -> None:
+    async def main() -> LoopQueue:
+        queue = LoopQueue()
+        for _ in range(40):
+            queued(queue, 3)
+            await asyncio.gather(*(called(queue, LONG_S, n, []) for n in range(3)))
+        assert queue.pace_s > 0.5 * LONG_S
+        for _ in range(60):
+            queued(queue, 1)
+            await called(queue, 0, 0, [])
+            await asyncio.sleep(0)
+        return queue
+
+    assert asyncio.run(main()).pace_s < 0.1 * LONG_S
+
+
+def test_who_gives_up_in_the_queue_makes_no_pace_of_the_quiet_after() -> None:
+    async def main() -> float:
+        queue = LoopQueue()
+        for _ in range(10):
+            queued(queue, 2)
+            await called(queue, 0, 0, [])
+            queue.leave(False)  # the one that waited behind
+            await asyncio.sleep(0.01)
+        return queue.pace_s
+
+    assert asyncio.run(main()) < 0.001
+
+
+def test_small_calls_come_between_large_ones() -> None:
+    async def main() -> list[object]:
+        order: list[object] = []
+        queue = LoopQueue()
+        queued(queue, 8, large=True)
+        large = [called(queue, 0.002, "large", order, large=True) for _ in range(8)]
+        tasks = [asyncio.create_task(call) for call in large]
+        while len(order) < 3:
+            await asyncio.sleep(0)
+        queued(queue, 1)
+        await asyncio.create_task(called(queue, 0, "small", order))
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(main()).index("small") <= 5
+
+
+def test_a_call_that_is_cancelled_in_the_queue_holds_up_no_other() -> None:
+    async def main() -> list[object]:
+        order: list[object] = []
+        queue = LoopQueue()
+        queued(queue, 6)
+        tasks = [asyncio.create_task(called(queue, 0.003, n, order)) for n in range(6)]
+        while not order:
+            await asyncio.sleep(0)
+        for n in (2, 3):
+            tasks[n].cancel()
+            queue.leave(False)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert queue.wait_s(False) == 0.0
+        return order
+
+    assert asyncio.run(main()) == [0, 1, 4, 5]
 
 
 class Long(toy.Toy):

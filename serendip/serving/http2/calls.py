@@ -31,6 +31,7 @@ from serendip.serving.handlers import (
     decoded,
 )
 from serendip.serving.http2.connection import Receiver, Stream
+from serendip.serving.http2.loop_queue import LARGE, LoopQueue
 from serendip.serving.http2.messages import (
     PREFIX,
     RESPONSE,
@@ -43,7 +44,6 @@ from serendip.serving.http2.messages import (
     ok_trailers,
     too_large,
 )
-from serendip.serving.http2.loop_queue import LARGE, LoopQueue
 from serendip.serving.records import Records
 from serendip.serving.telemetry import ServerMetrics
 
@@ -250,7 +250,7 @@ class _Exchange:
 class _Unary(_Exchange):
     """One request, one response."""
 
-    __slots__ = ("_found", "_method", "_waits", "_raw")
+    __slots__ = ("_found", "_large", "_method", "_raw", "_waits")
 
     def __init__(
         self, calls: Calls, way: _Way, method: Method, stream: Stream, head: Head, client: str
@@ -258,7 +258,7 @@ class _Unary(_Exchange):
         super().__init__(calls, way, stream, head, client)
         self._method = method
         self._found = 0
-        self._waits = False
+        self._large = self._waits = False
         self._raw: bytes | None = None
 
     def data(self, payload: bytes, ended: bool) -> None:
@@ -299,18 +299,19 @@ class _Unary(_Exchange):
                 raise DeadlineSpent("the deadline passed before the call was read")
             if admission is not None:
                 queue = self._calls.queue
-                self._found = admission.enter(call.deadline, queue.wait_s)
-                queue.join(now_s)
+                self._large = len(raw) > LARGE
+                self._found = admission.enter(call.deadline, queue.wait_s(self._large))
+                queue.join(now_s, self._large)
                 self._waits = True
-            self._start(self._run(decoded(method, raw), len(raw) > LARGE))
+            self._start(self._run(decoded(method, raw)))
         except Exception as error:
             self._fail(error)
 
-    async def _run(self, request: Any, large: bool) -> None:
+    async def _run(self, request: Any) -> None:
         deadline = self.call.deadline
         try:
             if self._waits:
-                now_s = await self._calls.queue.take(large)
+                now_s = await self._calls.queue.take(self._large)
                 self._leave_queue()
                 if deadline is not None and deadline <= now_s:
                     # Calls that take long kept the event loop from its timers.
@@ -344,7 +345,7 @@ class _Unary(_Exchange):
     def _leave_queue(self) -> None:
         if self._waits:
             self._waits = False
-            self._calls.queue.leave()
+            self._calls.queue.leave(self._large)
 
 
 class _Streaming(_Exchange):
