@@ -15,9 +15,9 @@ import time
 from collections import deque
 
 LARGE = 4096  # bytes of a request
-# What calls of a lane have of the loop until it reads. Several dozen look-ups: who is read later
+# What calls of a lane have of the loop until it reads. As long as 60 look-ups: who is read later
 # than that has not noticed it.
-_SLICE_S, _SLICE_OF_LARGE_S = 0.001, 0.0001
+_SLICE_S, _SLICE_OF_LARGE_S = 0.002, 0.0001
 _SMOOTHING = 0.1  # of one turn
 # A pause of the whole process says nothing of calls: no turn counts as longer than this many times
 # the pace and a millisecond.
