@@ -99,9 +99,10 @@ class Load:
         at = self.rounds % 60
         leaves = list(tree.nodes.at_level(4))
         history = list(tree.item_ids[at : at + 5])
-        self._plan([up.stored, up.live, up.broken, "nobody"], k=3, exclude_node_ids=[leaves[at]])
         for _ in range(3):
-            self._plan([up.stored] * 8)
+            *_, row = self._plan([up.stored] * 8)
+        known = [leaves[at], row.plan.clusters[0].node_id]
+        self._plan([up.stored, up.live, up.broken, "nobody"], k=3, exclude_node_ids=known)
         client.plan_content(f"dough {self.rounds}", thumbnail=picture(), k=2)
         client.resolve([tree.nodes.description[leaves[at]], "nonsense"])
         for _ in range(3):
@@ -119,9 +120,11 @@ class Load:
                 wrong()
 
     def _plan(self, ids, **options):
-        for row in self._client.plan(ids, **options):
+        rows = self._client.plan(ids, **options)
+        for row in rows:
             self.sources[row.source] += 1
             self.left_out += row.left_out or 0
+        return rows
 
 
 def has_data(series):
