@@ -11,10 +11,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from small import SmallWorld, small_config
 
 from serendip.artifacts import Artifacts
+
+# How long an example takes is the machine's doing, which others share.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser):
