@@ -148,17 +148,17 @@ def test_small_calls_come_between_large_ones() -> None:
     async def main() -> list[object]:
         order: list[object] = []
         queue = LoopQueue()
-        queued(queue, 8, large=True)
-        large = [called(queue, 0.002, "large", order, large=True) for _ in range(8)]
+        queued(queue, 24, large=True)
+        large = [called(queue, 0.003, "large", order, large=True) for _ in range(24)]
         tasks = [asyncio.create_task(call) for call in large]
-        while len(order) < 3:
+        while len(order) < 12:
             await asyncio.sleep(0)
         queued(queue, 1)
         await asyncio.create_task(called(queue, 0, "small", order))
         await asyncio.gather(*tasks)
         return order
 
-    assert asyncio.run(main()).index("small") <= 5
+    assert asyncio.run(main()).index("small") <= 15
 
 
 def test_a_call_that_is_cancelled_in_the_queue_holds_up_no_other() -> None:
